@@ -1,0 +1,49 @@
+# `make run` and `make test` need nothing but Python; each target makes the environment it needs in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS := build
+PROMPT := The return statement leaves the current function
+
+export PIP_CONSTRAINT := $(abspath constraints.txt)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test lint bench clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/run.stamp
+	$(BIN)/omz_downloader --name gpt-2-mini -o $(MODELS)
+	$(BIN)/omz_converter --name gpt-2-mini -d $(MODELS)
+	$(BIN)/python demos/next_tokens.py $(MODELS)/public/gpt-2-mini "$(PROMPT)"
+	@echo
+	@echo "The same for gpt-2 (0.55 GB from the Hugging Face Hub):"
+	@echo "  $(BIN)/omz_downloader --name gpt-2 -o $(MODELS)"
+	@echo "  $(BIN)/omz_converter --name gpt-2 -d $(MODELS)"
+	@echo "  $(BIN)/python demos/next_tokens.py $(MODELS)/public/gpt-2 \"$(PROMPT)\""
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config setup.cfg
+
+bench: $(VENV)/run.stamp
+	$(BIN)/python benchmarks/commands.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 15) else \
+	    "Python 3.11 to 3.14 is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the libraries; this takes a few minutes."
+	$(BIN)/python -m pip install --quiet --editable '.[pytorch]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[pytorch,dev]'
+	touch $@

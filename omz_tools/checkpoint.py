@@ -1,0 +1,194 @@
+"""A checkpoint as it lies on disk: config.json and the tensors of safetensors files, audited before anyone trusts them.
+
+Only headers are read here; the weights stay where they are, and every other module refers to them by file and offset.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omz_tools.errors import CheckpointError, MissingError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+# The limit that the safetensors library sets as well.
+MAX_HEADER_BYTES = 100_000_000
+_ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+# Keys of config.json that make transformers load code or packages that a checkpoint names.
+_CODE_KEYS = (
+    "auto_map", "custom_pipelines", "quantization_config", "attn_implementation", "_attn_implementation",
+    "experts_implementation", "_experts_implementation",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies: `length` bytes at `offset` (from the start of the file) of `file`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with config.json and weights.
+
+    Attributes:
+        folder: where it lies.
+        config: what config.json says.
+        tensors: every tensor of the weights by name.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def bind(
+        self, parameters: dict[str, tuple[int, ...]], aliases: dict[str, str], ignored: Iterable[str], prefix: str
+    ) -> dict[str, Tensor]:
+        """Find the F32 tensor of each parameter.
+
+        Args:
+            parameters: name and shape of each parameter the model has.
+            aliases: parameters that share the tensor of another one.
+            ignored: endings of names that checkpoints carry and the model does not need.
+            prefix: what the names in a checkpoint may lack at their beginning ("transformer.").
+
+        Returns:
+            The tensor of each name in `parameters`.
+
+        Raises:
+            CheckpointError: a tensor is missing, is left over, or has another shape or type; all are in the message.
+        """
+        problems: list[str] = []
+        found: dict[str, Tensor] = {}
+        used: dict[str, str] = {}
+        for name, shape in parameters.items():
+            own = aliases.get(name, name)
+            names = [n for n in (own, own.removeprefix(prefix)) if n in self.tensors]
+            if not names:
+                problems.append(f"no tensor {own.removeprefix(prefix)!r}")
+                continue
+            tensor = self.tensors[names[0]]
+            used[names[0]] = own
+            if tensor.shape != shape:
+                problems.append(f"{names[0]!r} is {list(tensor.shape)}, by {CONFIG} it is {list(shape)}")
+            elif tensor.dtype != "F32":
+                problems.append(f"{names[0]!r} is {tensor.dtype}, only F32 is supported")
+            found[name] = tensor
+        left = self.tensors.keys() - used.keys() - aliases.keys()
+        problems += [
+            f"{name!r} is in no place of the model" for name in sorted(left) if not name.endswith(tuple(ignored))
+        ]
+        if problems:
+            shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+            raise CheckpointError(
+                f"the weights do not fit {CONFIG}: {'; '.join(shown)}",
+                hint=f"Check that {CONFIG} and {WEIGHTS} in {self.folder} belong together.",
+            )
+        return found
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read and audit a checkpoint folder.
+
+    Raises:
+        MissingError: config.json or the weights are not there.
+        CheckpointError: one of them is malformed, or would load code.
+    """
+    return Checkpoint(folder, _config(folder / CONFIG), _tensors(folder / WEIGHTS))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = _object(path, _read(path, 1 << 20).decode("utf-8", "replace"))
+    dangerous = [key for key in _CODE_KEYS if config.get(key) is not None]
+    if dangerous:
+        raise CheckpointError(
+            f"{path} has the key {', '.join(dangerous)}, which would load code that the checkpoint names",
+            hint="Use a checkpoint without it: only weights and plain settings are loaded.",
+        )
+    return config
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    start = _read(path, 8)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path} is a pickle (PyTorch's own format), not safetensors",
+            hint="Pickles can run code while they load and are refused. Use the safetensors file of the repository.",
+        )
+    if len(start) < 8:
+        raise CheckpointError(f"{path} is too short for a safetensors file")
+    (length,) = struct.unpack("<Q", start)
+    size = path.stat().st_size
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(f"{path} is not safetensors: it declares a header of {length:,} bytes in {size:,}")
+    try:
+        text = _read(path, 8 + length)[8:].decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is not safetensors: the header is not UTF-8") from None
+    header = _object(path, text)
+    header.pop("__metadata__", None)
+    begin = 8 + length
+    tensors = {name: _tensor(path, name, entry, begin) for name, entry in header.items()}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensor")
+    end = begin
+    for tensor_name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].length)):
+        if tensor.offset != end:
+            kind = "overlaps the one before it" if tensor.offset < end else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {tensor_name!r} {kind}")
+        end += tensor.length
+    if end != size:
+        raise CheckpointError(f"{path} should be {end:,} bytes by its header and is {size:,}")
+    return tensors
+
+
+def _tensor(path: Path, name: str, entry: Any, begin: int) -> Tensor:
+    try:
+        dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [first, last, *shape]
+        if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            raise ValueError("a number is negative, huge or no integer")
+        if dtype not in _ITEM_BYTES:
+            raise ValueError(f"unknown dtype {dtype!r}")
+        if last - first != math.prod(shape) * _ITEM_BYTES[dtype]:
+            raise ValueError(f"{last - first} bytes do not hold {dtype} {shape}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: tensor {name!r} is malformed: {error}") from None
+    return Tensor(dtype, tuple(shape), path, begin + first, last - first)
+
+
+def _read(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        raise MissingError(f"{path} is missing", hint="Run omz_downloader first.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _object(path: Path, text: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not usable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,1 @@
+"""One file for each console script: arguments and exit status, nothing else."""

@@ -1,0 +1,128 @@
+"""What the commands share: choosing models, numbers of jobs, dashes or underscores, and the exit status."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omz_tools import __version__, zoo
+from omz_tools.descriptor import PRECISIONS
+from omz_tools.errors import OmzError, SelectionError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose long options may be written with dashes or underscores."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        return self.parse_args([_underscored(word) for word in (sys.argv[1:] if argv is None else argv)])
+
+    def add_selection(self) -> None:
+        """The ways to choose models that all commands share."""
+        choice = self.add_mutually_exclusive_group()
+        choice.add_argument("--name", metavar="PAT[,PAT...]", help="models whose names match a pattern")
+        choice.add_argument("--list", type=Path, metavar="FILE.LST", help="models whose names or patterns a file lists")
+        choice.add_argument("--all", action="store_true", help="all models")
+        choice.add_argument("--print_all", action="store_true", help="print the names of all models and exit")
+        self.add_argument(
+            "--models_dir", type=Path, action="append", default=[], metavar="DIR",
+            help="a folder of your own model.yml descriptors, which go before the shipped ones; may be repeated",
+        )  # fmt: skip
+
+    def add_jobs(self) -> None:
+        self.add_argument("-j", "--jobs", type=_jobs, default=1, metavar="N", help="models at a time, or 'auto'")
+
+    def selected(self, args: argparse.Namespace) -> list[zoo.Entry]:
+        """The models that the arguments choose; `--print_all` prints and exits here.
+
+        Raises:
+            SelectionError, DescriptorError: see `zoo.find` and `zoo.select`.
+        """
+        if not (args.name or args.list or args.all or args.print_all):
+            self.error("one of the arguments --name --list --all --print_all is required")
+        entries = zoo.find(args.models_dir)
+        if args.print_all:
+            print("\n".join(entries))
+            sys.exit(0)
+        return zoo.select(entries, _patterns(args))
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    option, equals, value = word.partition("=")
+    return "--" + option[2:].replace("-", "_") + equals + value
+
+
+def _jobs(text: str) -> int:
+    if text == "auto":
+        return os.cpu_count() or 1
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 256, nor 'auto'")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A number of attempts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _patterns(args: argparse.Namespace) -> list[str]:
+    if args.all:
+        return ["*"]
+    if args.name:
+        return [pattern.strip() for pattern in args.name.split(",") if pattern.strip()]
+    try:
+        lines = args.list.read_text(encoding="utf-8").splitlines()
+        words = [shlex.split(line, comments=True) for line in lines]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SelectionError(
+            f"{args.list} cannot be read: {reason}", hint="--list takes a text file of names."
+        ) from None
+    # As in Open Model Zoo, words after the first one of a line are kept for later uses.
+    patterns = [line[0] for line in words if line]
+    if not patterns:
+        raise SelectionError(f"{args.list} names no model", hint="Write one name or pattern a line.")
+    return patterns
+
+
+def precisions(text: str | None) -> tuple[str, ...]:
+    """The precisions of a comma-separated list, all of them for None.
+
+    Raises:
+        SelectionError: one is unknown.
+    """
+    if text is None:
+        return PRECISIONS
+    asked = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    unknown = [word for word in asked if word not in PRECISIONS]
+    if unknown:
+        names = ", ".join(repr(word) for word in unknown)
+        raise SelectionError(f"Unknown precisions specified: {names}", hint=f"There are: {', '.join(PRECISIONS)}.")
+    return asked
+
+
+def run(work: Callable[[], int]) -> int:
+    """Call `work`; turn what goes wrong into an exit status: 1 for an error, 130 and 143 for a signal."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        return work()
+    except OmzError as error:
+        print(f"########## Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; point standard output elsewhere so that nothing is said at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

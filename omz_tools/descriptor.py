@@ -1,0 +1,263 @@
+"""model.yml as frozen, typed values: a superset of Open Model Zoo's format in which nothing is ever executed."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from msgspec import Meta, Struct
+
+from omz_tools.errors import DescriptorError
+from omz_tools.files import RelativeName
+from omz_tools.located_yaml import Mistake, Mistakes, Node, decode, parse
+
+# In the order in which Open Model Zoo's tools list them.
+Precision = Literal["FP16", "FP16-INT1", "FP16-INT8", "FP32", "FP32-INT1", "FP32-INT8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+CONVERTIBLE: tuple[Precision, ...] = ("FP16", "FP32")
+
+# Classes of transformers that the exporter may build. A descriptor chooses from these and can name no other code.
+ModelClass = Literal["GPT2LMHeadModel"]
+Framework = Literal["caffe", "dldt", "mxnet", "onnx", "paddle", "pytorch", "tf"]
+
+T = TypeVar("T")
+
+Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Hex96 = Annotated[str, Meta(pattern=r"^[0-9a-f]{96}$")]
+Url = Annotated[str, Meta(pattern=r"^https?://[^\s/]+/")]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class Sha256(Struct, frozen=True, tag_field="$type", tag="sha256"):
+    """A sha256 digest in lower-case hex."""
+
+    value: Hex64
+
+    algorithm = "sha256"
+
+
+class Sha384(Struct, frozen=True, tag_field="$type", tag="sha384"):
+    """A sha384 digest in lower-case hex, as Open Model Zoo's descriptors have them."""
+
+    value: Hex96
+
+    algorithm = "sha384"
+
+
+Digest = Sha256 | Sha384
+
+
+class HuggingFace(Struct, frozen=True, tag_field="$type", tag="hugging_face"):
+    """A file of a repository on the Hugging Face Hub at one commit."""
+
+    repo: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
+    revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")]
+    file: RelativeName
+
+
+class Http(Struct, frozen=True, tag_field="$type", tag="http"):
+    """A file at an http or https URL."""
+
+    url: Url
+
+
+class GoogleDrive(Struct, frozen=True, tag_field="$type", tag="google_drive"):
+    """A file of Google Drive; known from Open Model Zoo, not supported."""
+
+    id: Text
+
+
+class Local(Struct, frozen=True, tag_field="$type", tag="local"):
+    """A file on this machine; a relative path begins at the descriptor's folder, as packaged models need it."""
+
+    path: Text
+
+
+Source = HuggingFace | Http | GoogleDrive | Local
+# A plain string is a URL; of a list, the first source that delivers the pinned bytes is taken.
+SourceValue = Url | HuggingFace | Http | GoogleDrive | Local
+
+
+class FileEntry(Struct, frozen=True):
+    """One file of a model: where it goes, what it must be, where it may come from.
+
+    Attributes:
+        name: path below the model's folder.
+        size: bytes.
+        checksum: a digest; a plain string is a sha384, as in Open Model Zoo.
+        source: where to get it: one source, or a list to be tried in order.
+    """
+
+    name: RelativeName
+    size: Annotated[int, Meta(ge=0, le=1 << 50)]
+    checksum: Hex96 | Sha256 | Sha384
+    source: Url | HuggingFace | Http | GoogleDrive | Local | tuple[SourceValue, ...]
+    original_source: SourceValue | None = None
+
+    @property
+    def digest(self) -> Digest:
+        return Sha384(self.checksum) if isinstance(self.checksum, str) else self.checksum
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        given = self.source if isinstance(self.source, tuple) else (self.source,)
+        return tuple(Http(source) if isinstance(source, str) else source for source in given)
+
+
+class InputInfo(Struct, frozen=True):
+    """An input as Open Model Zoo describes it; `shape` and `layout` are what the model's page says."""
+
+    name: Text
+    shape: tuple[Annotated[int, Meta(ge=0)], ...] | None = None
+    layout: str | None = None
+
+
+class TensorSpec(Struct, frozen=True):
+    """The name, the element type and the axes of an input or output; a word is a dynamic axis, a number a fixed one."""
+
+    name: Text
+    type: Literal["i64", "f32"]
+    shape: tuple[Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^[A-Za-z]\w*$")], ...]
+
+
+class Export(Struct, frozen=True):
+    """How the checkpoint becomes an ONNX model.
+
+    Attributes:
+        checkpoint: the folder, below the model's folder, that holds config.json and the weights.
+        model_class: the class of transformers to build.
+        inputs: what the exported model takes.
+        outputs: what it gives.
+        opset: version of the ONNX operator set.
+    """
+
+    checkpoint: RelativeName
+    model_class: ModelClass
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1)]
+    opset: Annotated[int, Meta(ge=23, le=23)] = 23
+
+
+class Accuracy(Struct, frozen=True):
+    """A published figure: what was measured, on which data, how, and who says so."""
+
+    metric: Text
+    value: float
+    dataset: Text
+    method: Text
+    source: Text
+
+
+class Descriptor(Struct, frozen=True):
+    """All that model.yml says. Keys of Open Model Zoo keep their meaning; those it executed are kept as data only."""
+
+    description: Text
+    task_type: Annotated[str, Meta(pattern=r"^[a-z0-9_]+$")]
+    license: Url
+    files: tuple[FileEntry, ...] = ()
+    framework: Framework = "dldt"
+    export: Export | None = None
+    precisions: tuple[Precision, ...] = CONVERTIBLE
+    accuracy: tuple[Accuracy, ...] = ()
+    input_info: tuple[InputInfo, ...] = ()
+    quantizable: bool = False
+    model_info: dict[str, Any] = {}
+    postprocessing: tuple[dict[str, Any], ...] = ()
+    conversion_to_onnx_args: tuple[str, ...] = ()
+    model_optimizer_args: tuple[str, ...] = ()
+
+
+class Composite(Struct, frozen=True):
+    """All that composite-model.yml says: a name for several models that work in turn."""
+
+    description: Text
+    task_type: Annotated[str, Meta(pattern=r"^[a-z0-9_]+$")]
+    license: Url
+    stages_order: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    framework: Framework = "dldt"
+
+
+def load(path: Path) -> Descriptor:
+    """Read a model.yml.
+
+    Raises:
+        DescriptorError: it cannot be read, or has mistakes; all of them are in the message, one a line.
+    """
+    return _load(path, Descriptor)
+
+
+def load_composite(path: Path) -> Composite:
+    """Read a composite-model.yml. Raises DescriptorError as `load` does."""
+    return _load(path, Composite)
+
+
+def _load(path: Path, kind: type[T]) -> T:
+    try:
+        root = parse(path.read_bytes().decode("utf-8"))
+        value = decode(root, kind)
+        mistakes = _contradictions(value, root) if isinstance(value, Descriptor) else []
+        if mistakes:
+            raise Mistakes(mistakes)
+        return value
+    except Mistakes as error:
+        lines = [f"{path}:{m.line}:{m.column}: {m.text}" for m in error.mistakes]
+        many = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
+        raise DescriptorError(
+            "\n".join([f"the descriptor has {many}:", *lines]), hint="Correct the lines named."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DescriptorError(f"{path}: not UTF-8 text (byte {error.start})", hint="Save it as UTF-8.") from None
+    except OSError as error:
+        raise DescriptorError(f"{path} cannot be read: {error.strerror}", hint="Check --models_dir.") from None
+
+
+def _contradictions(descriptor: Descriptor, root: Node) -> list[Mistake]:
+    """What no single value shows: names that collide, and sections that do not fit together."""
+    found: list[Mistake] = []
+    seen: set[str] = set()
+    for index, entry in enumerate(descriptor.files):
+        node = root.at("files", index, "name")
+        folded = entry.name.casefold()
+        if folded in seen:
+            found.append(node.mistake(f"the name {entry.name!r} stands here twice (capitals do not count)"))
+        if any(folded.startswith(f"{name}/") or name.startswith(f"{folded}/") for name in seen):
+            found.append(node.mistake(f"{entry.name!r} is a file here and a folder in another name"))
+        seen.add(folded)
+    for index, entry in enumerate(descriptor.files):
+        if not entry.sources:
+            found.append(root.at("files", index, "source").mistake("the list of sources is empty"))
+    for index, precision in enumerate(descriptor.precisions):
+        if precision in descriptor.precisions[:index]:
+            found.append(root.at("precisions", index).mistake(f"{precision} stands here twice"))
+    if descriptor.export:
+        found += _export_contradictions(descriptor, descriptor.export, root)
+    return found
+
+
+def _export_contradictions(descriptor: Descriptor, export: Export, root: Node) -> list[Mistake]:
+    found = [
+        root.at("precisions", index).mistake(f"{precision} cannot be made here; {' and '.join(CONVERTIBLE)} can")
+        for index, precision in enumerate(descriptor.precisions)
+        if precision not in CONVERTIBLE
+    ]
+    names = {entry.name for entry in descriptor.files}
+    for needed in ("config.json", "model.safetensors"):
+        if f"{export.checkpoint}/{needed}" not in names:
+            place = root.at("export", "checkpoint")
+            found.append(place.mistake(f"no file of this model is called {export.checkpoint}/{needed}"))
+    return found + _tensor_contradictions(export, root)
+
+
+def _tensor_contradictions(export: Export, root: Node) -> list[Mistake]:
+    found: list[Mistake] = []
+    [ids], [scores] = export.inputs, export.outputs
+    if ids.type != "i64" or len(ids.shape) != 2:
+        found.append(root.at("export", "inputs", 0).mistake("the input of a language model is i64 with two axes"))
+    elif scores.type != "f32" or len(scores.shape) != 3 or scores.shape[:2] != ids.shape:
+        found.append(root.at("export", "outputs", 0).mistake("the output must be f32, its first two axes the input's"))
+    for kind, spec in (("inputs", ids), ("outputs", scores)):
+        for axis, name in enumerate(spec.shape):
+            if isinstance(name, str) != (axis < 2):
+                place = root.at("export", kind, 0, "shape", axis)
+                found.append(place.mistake("the first two axes are dynamic (words), a third is a number"))
+    if ids.shape and len(set(ids.shape)) != len(ids.shape):
+        found.append(root.at("export", "inputs", 0, "shape").mistake("two axes have the same name"))
+    return found

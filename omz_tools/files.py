@@ -1,0 +1,187 @@
+"""Names that are safe on every file system, and files that appear whole or not at all."""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from omz_tools.errors import DiskError
+
+CHUNK = 1 << 20
+
+# Device names of Windows: a file called so cannot be created there, whatever its extension.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_FORBIDDEN = frozenset('<>:"|?*\\')
+
+
+class RelativeName(str):
+    """A relative path with forward slashes that stays inside its folder on Linux, macOS and Windows."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Check a name; what comes back has passed.
+
+        Raises:
+            ValueError: the name is empty, absolute, leaves its folder, or cannot exist on some system.
+        """
+        if not text or text.startswith("/"):
+            raise ValueError(f"{text!r} is not a relative path")
+        if len(text.encode("utf-8", "surrogatepass")) > 1000:
+            raise ValueError("the path is longer than 1000 bytes")
+        for part in text.split("/"):
+            if part in ("", ".", ".."):
+                raise ValueError(f"{text!r} has a part {part!r}: a path must name a file below its folder")
+            if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 or c in _FORBIDDEN for c in part):
+                raise ValueError(f"{text!r} has a character that no file name may have everywhere")
+            if part[-1] in ". " or part[0] == " ":
+                raise ValueError(f"{text!r}: {part!r} begins or ends in a way that Windows changes silently")
+            if len(part.encode()) > 200:
+                raise ValueError(f"{text!r}: {part!r} is longer than 200 bytes")
+            if part.split(".")[0].lower() in _DEVICES:
+                raise ValueError(f"{text!r}: {part!r} is a device name on Windows")
+        return cls(text)
+
+
+@contextmanager
+def disk_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into a DiskError that says what was being done, where, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DiskError(
+            f"{doing} {path} failed: {reason}",
+            hint="Make room there, or choose a folder you may write to with -o/--output_dir. "
+            "What was there before is unchanged.",
+        ) from error
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """Hex digest of a file; `algorithm` is a name that hashlib knows."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def temporary_beside(target: Path) -> Path:
+    """A fresh hidden name in the folder of `target`, so that replacing never crosses a file system."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Make a file or, where the system can, a folder's listing durable."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        if path.is_dir():
+            return  # Windows opens no folders
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside `target`; move it into place when the block ends without an error.
+
+    The old file stays as it was until the new one is whole and on disk.
+    """
+    with disk_errors("Creating the folder", target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(target)
+    try:
+        yield temporary
+        with disk_errors("Writing", target):
+            sync(temporary)
+            temporary.replace(target)
+            sync(target.parent)
+    finally:
+        with disk_errors("Removing", temporary):
+            temporary.unlink(missing_ok=True)
+
+
+class Staging:
+    """Several files that appear together: written under hidden names beside their targets, moved by `publish`.
+
+    As a context manager it removes whatever was not published, the folders it made for it included.
+
+    A pair of files cannot be replaced in one step. `publish` therefore first takes away the old file of each target
+    that `leads` (the .xml that makes a folder an IR), then moves the others, and the leading ones last: whoever looks
+    in between finds no model rather than one made of two halves.
+    """
+
+    def __init__(self) -> None:
+        self._moves: list[tuple[Path, Path, bool]] = []
+        self._folders: list[Path] = []
+
+    def file(self, target: Path, *, leads: bool = False) -> Path:
+        """The hidden path to write `target` to."""
+        return self.files({target: leads})[target]
+
+    def files(self, targets: dict[Path, bool]) -> dict[Path, Path]:
+        """Hidden paths for targets of one folder that share a stem, as .xml and .bin do."""
+        tag = secrets.token_hex(6)
+        hidden = {target: target.with_name(f".{tag}.{target.name}") for target in targets}
+        for target in targets:
+            self._make_folder(target.parent)
+        self._moves += [(hidden[target], target, leads) for target, leads in targets.items()]
+        return hidden
+
+    def _make_folder(self, folder: Path) -> None:
+        missing = [f for f in (folder, *folder.parents) if not f.exists()]
+        with disk_errors("Creating the folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._folders += missing
+
+    def publish(self) -> None:
+        """Move every file to its target."""
+        ordered = sorted(self._moves, key=lambda move: move[2])
+        for hidden, target, _ in ordered:
+            with disk_errors("Writing", target):
+                sync(hidden)
+        for _, target, leads in ordered:
+            if leads:
+                with disk_errors("Replacing", target):
+                    target.unlink(missing_ok=True)
+        for hidden, target, _ in ordered:
+            with disk_errors("Replacing", target):
+                hidden.replace(target)
+        for folder in {target.parent for _, target, _ in ordered}:
+            with disk_errors("Writing", folder):
+                sync(folder)
+        self._moves.clear()
+        self._folders.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        for hidden, _, _ in self._moves:
+            hidden.unlink(missing_ok=True)
+        for folder in sorted(set(self._folders), key=lambda f: len(f.parts), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def room_for(folder: Path, size: int) -> None:
+    """Check that the disk of `folder`, which need not exist yet, has `size` bytes free.
+
+    Raises:
+        DiskError: it has not.
+    """
+    existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+    with disk_errors("Looking at", existing):
+        free = shutil.disk_usage(existing).free
+    if free < size:
+        raise DiskError(
+            f"{size / 1e6:,.1f} MB are needed in {folder} and {free / 1e6:,.1f} MB are free",
+            hint="Make room there, or choose another folder with -o/--output_dir.",
+        )

@@ -1,0 +1,40 @@
+"""ONNX to OpenVINO IR, in each precision that is asked for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omz_tools import libraries
+from omz_tools.descriptor import Precision
+from omz_tools.errors import ConversionError
+
+
+def convert(onnx_path: Path, name: str, targets: Mapping[Precision, Path]) -> None:
+    """Write the IR of an ONNX model once for each precision.
+
+    FP32 keeps the weights as they are. FP16 stores them as f16, to be widened when the model is loaded; inputs, outputs
+    and the arithmetic stay as in the ONNX model.
+
+    Args:
+        onnx_path: the model, its weights embedded or below its folder.
+        name: what the model is called.
+        targets: the .xml to write for each precision; the .bin goes beside it.
+
+    Raises:
+        ConversionError: OpenVINO could not read, convert or write the model.
+    """
+    openvino = libraries.load("openvino")
+    try:
+        model = openvino.convert_model(onnx_path)
+    except Exception as error:
+        raise ConversionError(f"OpenVINO could not convert {onnx_path.name}: {libraries.reason(error)}") from error
+    model.set_friendly_name(name)
+    # The name under which the file was converted is a passing one; IRs of the same model are the same everywhere.
+    model.set_rt_info(f"{name}.onnx", ["conversion_parameters", "input_model"])
+    for precision, xml in targets.items():
+        try:
+            openvino.save_model(model, xml, compress_to_fp16=precision == "FP16")
+        except Exception as error:
+            raise ConversionError(
+                f"OpenVINO could not write the {precision} IR to {xml.parent}: {libraries.reason(error)}",
+                hint="Is the disk full? What was there before is unchanged.",
+            ) from error

@@ -1,0 +1,58 @@
+"""Before a heavy library is imported: nothing phones home, nothing is fetched, nothing is drawn on the terminal.
+
+Each of these settings works only if it is made before the import, so every module that imports torch, transformers,
+onnxruntime or openvino calls `prepare` first.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from types import ModuleType
+
+from omz_tools.errors import ConversionError
+
+_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",  # models come from verified folders alone
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
+
+def prepare() -> None:
+    """Make the settings; harmless to repeat."""
+    os.environ.update(_SETTINGS)
+    # `import openvino` reports itself to a server unless this package is missing; with None, Python finds it missing,
+    # and openvino takes the stub that it carries for that case.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    # "torchvision is not installed", four times an export; nothing here uses it.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def load(name: str) -> ModuleType:
+    """Import a library of the extra `pytorch`.
+
+    Raises:
+        ConversionError: it is not installed, or cannot be loaded.
+    """
+    prepare()
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise ConversionError(
+            f"{name} cannot be imported: {error}",
+            hint="Converting needs the extra 'pytorch': pip install 'omz_tools[pytorch]'.",
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """What a library says of a failure, on one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]} …"

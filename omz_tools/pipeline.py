@@ -1,0 +1,272 @@
+"""The straight line: which stage follows which, for one model."""
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from omz_tools import checkpoint, download, ir, onnx_export, verify
+from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
+from omz_tools.errors import ConversionError, MissingError, OmzError, UnsupportedError, context
+from omz_tools.files import Staging, disk_errors
+from omz_tools.progress import PlainReporter, Reporter
+from omz_tools.zoo import Entry, Model
+
+
+def attempt_all(
+    entries: Sequence[Entry], work: Callable[[Entry], None], jobs: int, reporter: Reporter, stop: Callable[[], None]
+) -> list[str]:
+    """Do `work` for each model, up to `jobs` at a time; report each error and return the names that failed, in order.
+
+    On a signal, `stop` is called to end the work that other threads are at.
+    """
+
+    def attempt(entry: Entry) -> bool:
+        try:
+            work(entry)
+        except OmzError as error:
+            reporter.error(error)
+            return False
+        return True
+
+    if min(jobs, len(entries)) <= 1:
+        # In the main thread, where a signal interrupts the work itself.
+        return [entry.name for entry in entries if not attempt(entry)]
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            done = list(pool.map(attempt, entries))
+        except BaseException:
+            stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [entry.name for entry, successful in zip(entries, done, strict=True) if not successful]
+
+
+def download_model(
+    model: Model, output_dir: Path, precisions: Iterable[str], means: download.Means, reporter: Reporter
+) -> None:
+    """Bring a model's files to `output_dir/<subdirectory>/`, each one verified.
+
+    Args:
+        model: what to download.
+        output_dir: where the tree of models begins.
+        precisions: files below a folder named after another precision are left out.
+        means: connections, cache and patience.
+        reporter: hears of every file.
+
+    Raises:
+        OmzError: of the first file that failed; the files before it stay, the ones after it are not tried.
+    """
+    with context(f"model {model.name}"):
+        if model.descriptor.postprocessing:
+            steps = ", ".join(sorted({str(step.get("$type", "?")) for step in model.descriptor.postprocessing}))
+            raise UnsupportedError(
+                f"its descriptor asks for postprocessing ({steps}), which this package does not do",
+                hint="Nothing was downloaded. Use a descriptor without postprocessing.",
+            )
+        unwanted = set(PRECISIONS) - set(precisions)
+        wanted = [entry for entry in model.descriptor.files if entry.name.split("/")[0] not in unwanted]
+        reporter.model_begin(model.name, len(wanted))
+        successful = False
+        try:
+            for entry in wanted:
+                _download_file(model, entry, output_dir, means, reporter)
+            successful = True
+        finally:
+            reporter.model_end(model.name, successful)
+
+
+def _download_file(model: Model, entry: FileEntry, output_dir: Path, means: download.Means, reporter: Reporter) -> None:
+    target = output_dir / model.subdirectory / entry.name
+    reporter.file_begin(model.name, entry.name, entry.size, str(target))
+    how = None
+    try:
+        with context(f"file {target}"):
+            how = download.fetch(
+                entry,
+                target,
+                model.folder,
+                means,
+                lambda done: reporter.file_progress(model.name, entry.name, done, entry.size),
+            )
+    finally:
+        reporter.file_end(model.name, entry.name, how)
+
+
+def convert_all(
+    entries: Sequence[Entry], work: Callable[[Entry, Reporter], None], jobs: int, reporter: Reporter
+) -> list[str]:
+    """Do `work` for each model, up to `jobs` at a time, each in a process of its own; return the names that failed.
+
+    A conversion keeps a processor busy and fills memory; a process gives both back when it ends. `work` must be
+    picklable.
+    """
+    if min(jobs, len(entries)) <= 1:
+        return attempt_all(entries, lambda entry: work(entry, reporter), 1, reporter, lambda: None)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin_process, max_tasks_per_child=1) as pool:
+
+        def convert(entry: Entry) -> None:
+            try:
+                pool.submit(_in_process, work, entry).result()
+            except BrokenProcessPool:
+                raise ConversionError(
+                    "the process that converted it, or another one beside it, died",
+                    hint="Memory may have run out. Try again with fewer --jobs.",
+                    where=(f"model {entry.name}",),
+                ) from None
+
+        def stop() -> None:
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+        return attempt_all(entries, convert, jobs, reporter, stop)
+
+
+def _begin_process() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that hidden files are removed
+
+
+def _in_process(work: Callable[[Entry, Reporter], None], entry: Entry) -> None:
+    work(entry, PlainReporter(prefix=f"[{entry.name}] "))
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a conversion made.
+
+    Attributes:
+        path: where it lies.
+        size: bytes.
+        precision: of the weights in it, or those it refers to.
+        difference: the largest absolute difference of a logit to PyTorch's in the proof.
+    """
+
+    path: Path
+    size: int
+    precision: str
+    difference: float
+
+
+def convert_model(
+    model: Model, download_dir: Path, output_dir: Path, precisions: Iterable[str], note: Callable[[str], None]
+) -> list[Output]:
+    """Convert a downloaded model to ONNX and to an IR in each of its precisions that is asked for, and prove them.
+
+    The files appear together, after the proof; until then, and if anything fails, what was there stays as it was.
+
+    Args:
+        model: what to convert.
+        download_dir: where omz_downloader put the tree of models.
+        output_dir: where the tree of converted models begins; may be the same.
+        precisions: the precisions asked for.
+        note: called with a line for the user at each stage.
+
+    Returns:
+        What was made: the ONNX model, then the .xml and .bin of each precision.
+
+    Raises:
+        OmzError: the model has no export section, files are missing or wrong, or a stage failed.
+    """
+    with context(f"model {model.name}"):
+        spec, chosen = conversion_of(model, precisions)
+        source = download_dir / model.subdirectory
+        note(f"Checking {len(model.descriptor.files)} files in {source}")
+        check_downloaded(model, download_dir)
+        read = checkpoint.load(source / spec.checkpoint)
+        folder = output_dir / model.subdirectory
+        with Staging() as staging, disk_errors("Writing to", folder):
+            onnx, irs = _targets(model, output_dir, chosen)
+            staged_onnx = staging.file(onnx)
+            staged = {p: staging.files({xml: True, weights: False}) for p, (xml, weights) in irs.items()}
+            staged_xmls = {p: hidden[irs[p][0]] for p, hidden in staged.items()}
+            note("Exporting PyTorch to ONNX")
+            onnx_export.export(read, spec, staged_onnx)
+            note(f"Converting ONNX to OpenVINO IR ({', '.join(chosen)})")
+            ir.convert(staged_onnx, model.name, staged_xmls)
+            note("Comparing with PyTorch")
+            figures = {figure.what: figure for figure in verify.prove(read, spec, staged_onnx, staged_xmls)}
+            staging.publish()
+        for figure in figures.values():
+            note(str(figure))
+        made_files = [("ONNX", "FP32", onnx), *((p, p, path) for p, pair in irs.items() for path in pair)]
+        return [Output(path, path.stat().st_size, p, figures[what].largest) for what, p, path in made_files]
+
+
+def plan(
+    model: Model, download_dir: Path, output_dir: Path, precisions: Iterable[str], note: Callable[[str], None]
+) -> None:
+    """Say what `convert_model` would do, reading nothing but names.
+
+    Raises:
+        UnsupportedError, MissingError: as `convert_model` would.
+    """
+    with context(f"model {model.name}"):
+        spec, chosen = conversion_of(model, precisions)
+        check_present(model, download_dir)
+        onnx, irs = _targets(model, output_dir, chosen)
+        note(f"Would check {len(model.descriptor.files)} files in {download_dir / model.subdirectory}")
+        note(f"Would export {spec.model_class} with opset {spec.opset} to {onnx}")
+        for precision, (xml, weights) in irs.items():
+            note(f"Would convert it to {precision}: {xml}, {weights.name}")
+        note("Would compare each with PyTorch")
+
+
+def _targets(
+    model: Model, output_dir: Path, precisions: Iterable[Precision]
+) -> tuple[Path, dict[Precision, tuple[Path, Path]]]:
+    """The ONNX file, and the .xml and .bin of each precision, in Open Model Zoo's layout."""
+    folder = output_dir / model.subdirectory
+    irs = {p: (folder / p / f"{model.name}.xml", folder / p / f"{model.name}.bin") for p in precisions}
+    return folder / f"{model.name}.onnx", irs
+
+
+def conversion_of(model: Model, precisions: Iterable[str]) -> tuple[Export, list[Precision]]:
+    """The export section of a model, and those of its precisions that are asked for.
+
+    Raises:
+        UnsupportedError: it has no export section, or none of the precisions.
+    """
+    spec = model.descriptor.export
+    if spec is None:
+        raise UnsupportedError(
+            f"its descriptor has no export section (framework {model.descriptor.framework})",
+            hint="omz_converter converts models whose model.yml says how, in a section 'export'.",
+        )
+    asked = set(precisions)
+    chosen = [precision for precision in model.descriptor.precisions if precision in asked]
+    if not chosen:
+        raise UnsupportedError(
+            f"it cannot be converted to {', '.join(sorted(asked))}",
+            hint=f"It has: {', '.join(model.descriptor.precisions)}.",
+        )
+    return spec, chosen
+
+
+def check_present(model: Model, download_dir: Path) -> None:
+    """Check that every file of a model is in the download folder; MissingError names those that are not."""
+    folder = download_dir / model.subdirectory
+    missing = [entry.name for entry in model.descriptor.files if not (folder / entry.name).exists()]
+    if missing:
+        raise MissingError(
+            f"not in {folder}: {', '.join(missing)}",
+            hint=f"Download it first: omz_downloader --name {model.name} -o {download_dir}",
+        )
+
+
+def check_downloaded(model: Model, download_dir: Path) -> None:
+    """Check that every file of a model is in the download folder and is the pinned one.
+
+    Raises:
+        MissingError: files are not there; all are named.
+        IntegrityError: a file is not the pinned one.
+    """
+    check_present(model, download_dir)
+    for entry in model.descriptor.files:
+        path = download_dir / model.subdirectory / entry.name
+        with disk_errors("Reading", path):
+            download.check(entry, path)

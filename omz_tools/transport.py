@@ -1,0 +1,242 @@
+"""One GET on the wire: redirects, proxies, certificates, tokens and patience; what the bytes mean is not known here."""
+
+import email.utils
+import os
+import ssl
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import urllib3
+
+from omz_tools import __version__
+from omz_tools.errors import SourceError, UnreachableError
+from omz_tools.files import CHUNK
+
+# Until a host has answered once, everything tried with it must fit into this; a person at a shell is waiting.
+FIRST_ANSWER_SECONDS = 8.0
+# Later a host may take its time between two reads.
+READ_SECONDS = 30.0
+MAX_REDIRECTS = 10
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+
+
+class TransientError(SourceError):
+    """A fault that may pass: worth another try, after `retry_after` seconds if the server named a time."""
+
+    def __init__(self, what: str, *, hint: str = "", where: tuple[str, ...] = (), retry_after: float = 0.0) -> None:
+        super().__init__(what, hint=hint, where=where)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Body:
+    """A successful answer. `length` is None where the server does not declare it; iterating gives the raw bytes."""
+
+    url: str
+    length: int | None
+    _response: urllib3.BaseHTTPResponse
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._response.stream(CHUNK, decode_content=False)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise TransientError(f"the transfer from {self.url} broke off: {_reason(error)}") from error
+
+
+class Transport:
+    """Connections to any number of hosts, usable from several threads."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+        self._answered: set[str] = set()
+        self._first_try: dict[str, float] = {}
+
+    def patience(self, url: str) -> float:
+        """Seconds left for `url`'s host to give its first answer; READ_SECONDS once it has."""
+        host = origin(url)
+        with self._lock:
+            if host in self._answered:
+                return READ_SECONDS
+            began = self._first_try.setdefault(host, time.monotonic())
+            return FIRST_ANSWER_SECONDS - (time.monotonic() - began)
+
+    @contextmanager
+    def get(self, url: str, *, token: str | None = None) -> Iterator[Body]:
+        """GET `url`, following redirects; `token` goes to the origin of `url` alone.
+
+        Raises:
+            UnreachableError: the host did not answer in time, or not at all.
+            TransientError: the connection broke, or the status is one that may pass.
+            SourceError: any other status than 200, a redirect that must not be followed, an encoding nobody asked for.
+        """
+        response = self._follow(url, token)
+        try:
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding.lower() != "identity":
+                raise SourceError(f"{url} sent the file with Content-Encoding {encoding}, which was not asked for")
+            yield Body(url, _length(response), response)
+        finally:
+            # Closed, not released: the rest of a body that nobody wants must not be waited for.
+            response.close()
+
+    def _follow(self, url: str, token: str | None) -> urllib3.BaseHTTPResponse:
+        asked, seen = url, {url}
+        while True:
+            headers = {"User-Agent": f"omz_tools/{__version__}", "Accept-Encoding": "identity"}
+            if token and origin(url) == origin(asked):
+                headers["Authorization"] = f"Bearer {token}"
+            response = self._ask(url, headers)
+            if response.status == 200:
+                return response
+            status, answer = response.status, response.headers
+            response.close()
+            if status not in (301, 302, 303, 307, 308):
+                raise _refusal(asked, status, answer)
+            following = urllib.parse.urljoin(url, answer.get("Location", ""))
+            if following in seen or len(seen) > MAX_REDIRECTS:
+                raise SourceError(f"{asked} redirects in a circle, or more than {MAX_REDIRECTS} times")
+            if not following.startswith(("http://", "https://")):
+                raise SourceError(f"{asked} redirects to {following}, which is not http or https")
+            if url.startswith("https:") and following.startswith("http:"):
+                raise SourceError(f"{asked} redirects from https to http ({following}); that is not followed")
+            seen.add(following)
+            url = following
+
+    def _ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        patience = self.patience(url)
+        if patience <= 0:
+            raise _unreachable(url, f"no answer within {FIRST_ANSWER_SECONDS:.0f} seconds")
+        timeout = urllib3.Timeout(connect=min(patience, READ_SECONDS), read=READ_SECONDS)
+
+        def request() -> urllib3.BaseHTTPResponse:
+            return self._pool(url).request(
+                "GET", url, headers=headers, redirect=False, retries=False, preload_content=False, timeout=timeout
+            )
+
+        try:
+            response = _within(patience, request)
+        except urllib3.exceptions.LocationParseError as error:
+            raise SourceError(f"{url} is not a usable URL: {error}") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if origin(url) in self._answered:
+                raise TransientError(f"{url} did not answer: {_reason(error)}") from error
+            raise _unreachable(url, _reason(error)) from error
+        with self._lock:
+            self._answered.add(origin(url))
+        return response
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
+        with self._lock:
+            if proxy not in self._pools:
+                context = _certificates()
+                self._pools[proxy] = (
+                    urllib3.ProxyManager(proxy if "://" in proxy else f"http://{proxy}", ssl_context=context)
+                    if proxy
+                    else urllib3.PoolManager(ssl_context=context)
+                )
+            return self._pools[proxy]
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port: what a token belongs to."""
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{parts.hostname}:{port}"
+
+
+def _within(seconds: float, call: Callable[[], urllib3.BaseHTTPResponse]) -> urllib3.BaseHTTPResponse:
+    """The result of `call`, waited for that long at most.
+
+    A connect timeout alone is no bound: it does not cover name resolution and starts again for each address of a host.
+    """
+    results: list[urllib3.BaseHTTPResponse] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001 -- raised again below, in the thread that waits
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if results:
+        return results[0]
+    if failures:
+        raise failures[0]
+    raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+
+
+def _certificates() -> ssl.SSLContext:
+    """The system's authorities, or those of REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    try:
+        if bundle and Path(bundle).is_dir():
+            return ssl.create_default_context(capath=bundle)
+        return ssl.create_default_context(cafile=bundle or None)
+    except OSError as error:
+        raise SourceError(
+            f"the certificates in {bundle} cannot be read: {error}",
+            hint="Correct REQUESTS_CA_BUNDLE or SSL_CERT_FILE, or unset it.",
+        ) from error
+
+
+def _length(response: urllib3.BaseHTTPResponse) -> int | None:
+    declared = response.headers.get("Content-Length", "")
+    return int(declared) if declared.isdecimal() and declared.isascii() and len(declared) < 20 else None
+
+
+def _refusal(url: str, status: int, headers: urllib3.HTTPHeaderDict) -> SourceError:
+    reason = headers.get("X-Error-Code", "")
+    text = f"{url} answered {status}" + (f" {reason}" if reason.isalnum() else "")
+    if status in _TRANSIENT:
+        return TransientError(text, hint="Try again later.", retry_after=retry_after(headers.get("Retry-After", "")))
+    if status == 403 or reason == "GatedRepo":
+        hint = "Accept the model's terms on its page there, and set HF_TOKEN to a token of that account."
+    elif status == 401:
+        hint = "Set HF_TOKEN to a token that may read this repository, or check the name of the repository."
+    elif reason == "RepoNotFound":
+        hint = "There is no such repository (or it is private: set HF_TOKEN). Check `repo` in the descriptor."
+    elif reason == "RevisionNotFound":
+        hint = "The repository has no such revision. Check `revision` in the descriptor."
+    else:
+        hint = "Check the source in the descriptor, and HF_ENDPOINT if it is set."
+    return SourceError(text, hint=hint)
+
+
+def retry_after(value: str) -> float:
+    """Seconds to wait that a Retry-After header means, in either of its forms; 0 when it means nothing."""
+    value = value.strip()
+    if value.isascii() and value.isdecimal():
+        return float(value[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _unreachable(url: str, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"{url} cannot be reached: {reason}",
+        hint="Check the network and the proxy (HTTPS_PROXY), or name a mirror of the Hub with HF_ENDPOINT.",
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason of a urllib3 error, without the pool and object names around it."""
+    while isinstance(inner := getattr(error, "reason", None) or error.__cause__, BaseException):
+        error = inner
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition(": ")[2] if "object at 0x" in str(error) else str(error) or type(error).__name__

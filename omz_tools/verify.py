@@ -1,0 +1,181 @@
+"""The proof: the files keep the contract, and answer as the PyTorch model does."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omz_tools import libraries
+from omz_tools.checkpoint import Checkpoint
+from omz_tools.descriptor import Export, Precision, TensorSpec
+from omz_tools.errors import ProofError
+from omz_tools.pytorch_model import whole
+
+# The largest difference of a logit that is accepted, as a part of the largest logit of PyTorch (at least 1), because
+# rounding errors grow with the numbers they are made on. F32 rounds to 6e-8; after the thousands of sums of a
+# transformer two correct programs were seen to differ by 5e-7 to 3e-6. F16 weights are rounded to 4.9e-4; 3e-4 to
+# 1.3e-3 was seen. The bounds leave room for other processors and deeper models, and are below what a wrong weight, a lost
+# layer or F16 in place of F32 does.
+TOLERANCE: Mapping[str, float] = {"ONNX": 2e-5, "FP32": 2e-5, "FP16": 5e-3}
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured of one file.
+
+    Attributes:
+        what: "ONNX" or the precision of an IR.
+        differences: for each shape [B, L] of the input, the largest absolute difference of a logit to PyTorch's.
+        bounds: what each difference may be at most.
+    """
+
+    what: str
+    differences: dict[tuple[int, int], float]
+    bounds: dict[tuple[int, int], float]
+
+    @property
+    def largest(self) -> float:
+        return max(self.differences.values())
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"({batch},{length})" for batch, length in self.differences)
+        bound = max(self.bounds.values())
+        return f"{self.what}: largest difference to PyTorch {self.largest:.1e} at {shapes}; bound {bound:.1e}"
+
+
+def shapes(positions: int) -> tuple[tuple[int, int], ...]:
+    """The shapes [B, L] of the quick proof for a model of that many positions."""
+    return ((1, 1), (2, min(7, positions)), (1, min(64, positions)))
+
+
+def prove(checkpoint: Checkpoint, spec: Export, onnx: Path, irs: Mapping[Precision, Path]) -> list[Figure]:
+    """Check the contract of the ONNX model and of each IR, and compare their logits with PyTorch's.
+
+    The reference is the model as transformers loads it from the checkpoint, with its plainest attention: neither our
+    way of binding weights nor our attention has a part in it. Everything is computed in F32.
+
+    Args:
+        checkpoint: the checkpoint all were made from.
+        spec: names, types and axes that the files must have.
+        onnx: the ONNX model.
+        irs: the .xml of each precision.
+
+    Returns:
+        A figure for the ONNX model and for each IR.
+
+    Raises:
+        ProofError: a file breaks the contract, or a difference is beyond its bound or no number.
+        CheckpointError: transformers does not load the checkpoint.
+    """
+    _check_contract("the ONNX model", _onnx_contract(onnx), spec, named_axes=True)
+    for precision, xml in irs.items():
+        _check_contract(f"the {precision} IR", _ir_contract(xml), spec, named_axes=False)
+    np = libraries.load("numpy")
+    draw = np.random.default_rng(_SEED)
+    vocabulary, positions = spec.outputs[0].shape[-1], checkpoint.config["n_positions"]
+    inputs = [draw.integers(0, vocabulary, shape, dtype=np.int64) for shape in shapes(positions)]
+    reference = _pytorch_logits(checkpoint, spec, inputs)
+    figures = [_figure("ONNX", inputs, _onnx_logits(onnx, spec, inputs), reference)]
+    for precision, xml in irs.items():
+        figures.append(_figure(precision, inputs, _ir_logits(xml, inputs), reference))
+    wrong = [figure for figure in figures for s, d in figure.differences.items() if not d <= figure.bounds[s]]
+    if wrong:
+        raise ProofError(
+            "the converted model does not answer as PyTorch does:\n" + "\n".join(str(f) for f in dict.fromkeys(wrong)),
+            hint="No output was written. Please report this with the versions of torch, transformers and openvino.",
+        )
+    return figures
+
+
+def _figure(what: str, inputs: list[Any], logits: list[Any], reference: list[Any]) -> Figure:
+    np = libraries.load("numpy")
+    differences: dict[tuple[int, int], float] = {}
+    bounds: dict[tuple[int, int], float] = {}
+    for ids, got, wanted in zip(inputs, logits, reference, strict=True):
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            raise ProofError(
+                f"{what} gives {got.dtype} {got.shape} for {ids.shape}, PyTorch {wanted.dtype} {wanted.shape}"
+            )
+        difference = float(np.abs(got - wanted).max())
+        differences[ids.shape] = difference if math.isfinite(difference) else math.inf
+        bounds[ids.shape] = TOLERANCE[what] * max(1.0, float(np.abs(wanted).max()))
+    return Figure(what, differences, bounds)
+
+
+def _pytorch_logits(checkpoint: Checkpoint, spec: Export, inputs: list[Any]) -> list[Any]:
+    torch = libraries.load("torch")
+    model = whole(checkpoint, spec.model_class)
+    with torch.no_grad():
+        return [model(input_ids=torch.from_numpy(ids)).logits.numpy() for ids in inputs]
+
+
+def _onnx_logits(path: Path, spec: Export, inputs: list[Any]) -> list[Any]:
+    onnxruntime = libraries.load("onnxruntime")
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return [session.run([spec.outputs[0].name], {spec.inputs[0].name: ids})[0] for ids in inputs]
+    except Exception as error:
+        raise ProofError(f"ONNX Runtime cannot run the ONNX model: {libraries.reason(error)}") from error
+
+
+def _ir_logits(xml: Path, inputs: list[Any]) -> list[Any]:
+    openvino = libraries.load("openvino")
+    # Processors with bf16 units would use them unasked, and the proof would measure that instead of the conversion.
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    try:
+        compiled = openvino.Core().compile_model(xml, "CPU", settings)
+        return [compiled(ids)[0].copy() for ids in inputs]
+    except Exception as error:
+        raise ProofError(f"OpenVINO cannot run {xml.parent.name}: {libraries.reason(error)}") from error
+
+
+def _check_contract(what: str, found: list[TensorSpec], spec: Export, *, named_axes: bool) -> None:
+    def axes(tensor: TensorSpec) -> tuple[str | int, ...]:
+        # OpenVINO's axes have no names: dynamic ones are "?" there.
+        return tensor.shape if named_axes else tuple(a if isinstance(a, int) else "?" for a in tensor.shape)
+
+    wanted = [TensorSpec(t.name, t.type, axes(t)) for t in (*spec.inputs, *spec.outputs)]
+    if found != wanted:
+        raise ProofError(f"{what} has {_text(found)}; the descriptor asks for {_text(wanted)}")
+
+
+def _text(tensors: list[TensorSpec]) -> str:
+    return ", ".join(f"{t.name} {t.type} [{', '.join(map(str, t.shape))}]" for t in tensors)
+
+
+def _onnx_contract(path: Path) -> list[TensorSpec]:
+    """The inputs and outputs as the ONNX file has them; an axis without name or size is "?"."""
+    onnx = libraries.load("onnx")
+    types: dict[int, Any] = {onnx.TensorProto.INT64: "i64", onnx.TensorProto.FLOAT: "f32"}
+    graph = onnx.load(path, load_external_data=False).graph
+    return [
+        TensorSpec(
+            value.name,
+            types.get(value.type.tensor_type.elem_type, "?"),
+            tuple(
+                axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?"
+                for axis in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in (*graph.input, *graph.output)
+    ]
+
+
+def _ir_contract(xml: Path) -> list[TensorSpec]:
+    """The inputs and outputs as the IR has them; a dynamic axis is "?"."""
+    openvino = libraries.load("openvino")
+    try:
+        model = openvino.Core().read_model(xml)
+    except Exception as error:
+        raise ProofError(f"OpenVINO cannot read {xml.parent.name}: {libraries.reason(error)}") from error
+    return [
+        TensorSpec(
+            port.get_any_name(),
+            port.element_type.get_type_name(),
+            tuple("?" if axis.is_dynamic else axis.get_length() for axis in port.partial_shape),
+        )
+        for port in (*model.inputs, *model.outputs)
+    ]
