@@ -49,7 +49,7 @@ def table(folder: Path, prompt: str) -> str:
         logits[f"IR {precision}"] = compiled({"input": ids})["output"]
 
     columns = [[name, *best(values[0, -1], tokenizer)] for name, values in logits.items()]
-    rows = ["  ".join(cell.ljust(26) for cell in row).rstrip() for row in zip(*columns, strict=True)]
+    rows = ["  ".join(cell.ljust(30) for cell in row).rstrip() for row in zip(*columns, strict=True)]
     return "\n".join([f"Next token after {prompt!r}:", "", *rows])
 
 
@@ -58,7 +58,7 @@ def best(logits: Any, tokenizer: Any) -> list[str]:
     np = libraries.load("numpy")
     odds = np.exp(logits.astype(np.float64) - logits.max())
     order = np.argsort(-logits, kind="stable")[:TOP]
-    return [f"{tokenizer.decode([token])!r:14} {100 * odds[token] / odds.sum():8.4f} %" for token in order]
+    return [f"{tokenizer.decode([token])!r:17} {100 * odds[token] / odds.sum():8.4f} %" for token in order]
 
 
 if __name__ == "__main__":

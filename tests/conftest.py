@@ -1,0 +1,86 @@
+"""What the tests share: the commands as people run them, and models downloaded and converted once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import checkpoints
+import pytest
+from hub import Hub
+
+BIN = Path(sys.executable).parent
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_command(
+    *words: str | Path, cwd: Path | None = None, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a console script in a process of its own, as a person or CI would; nothing of the caller's settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "OMZ_")) and not k.lower().endswith("_proxy")}
+    return subprocess.run(
+        [BIN / str(words[0]), *map(str, words[1:])],
+        cwd=cwd,
+        env=kept | {"NO_PROXY": "127.0.0.1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Command:
+    """`run_command`, in an empty folder."""
+
+    def run(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return run_command(*words, cwd=cwd or tmp_path, **environment)
+
+    return run
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The folder of a tiny random checkpoint, pinned as the model "tiny" in `tmp_path / "models"`, taken from disk."""
+    folder = checkpoints.write_repository(tmp_path / "repository", checkpoints.TINY, seed=7)
+    checkpoints.pin_locally(folder, tmp_path / "models", "tiny")
+    return folder
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model that the commands downloaded and converted: its folder, and what they printed."""
+
+    folder: Path
+    downloaded: str
+    converted: str
+
+
+@pytest.fixture(scope="session")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """gpt-2-mini, downloaded and converted by the commands."""
+    root = tmp_path_factory.mktemp("mini")
+    downloaded = run_command("omz_downloader", "--name", "gpt-2-mini", cwd=root)
+    assert downloaded.returncode == 0, downloaded.stderr
+    converted = run_command("omz_converter", "--name", "gpt-2-mini", cwd=root)
+    assert converted.returncode == 0, converted.stderr
+    return Converted(root / "public" / "gpt-2-mini", downloaded.stdout, converted.stdout)
+
+
+@pytest.fixture(scope="session")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """gpt-2 at its true size with random weights: served by the stand-in Hub, downloaded and converted by the commands."""
+    root = tmp_path_factory.mktemp("full-size")
+    repository = checkpoints.write_repository(root / "repository", checkpoints.GPT2, seed=11)
+    checkpoints.pin(repository, root / "models", "gpt-2")
+    models = ("--name", "gpt-2", "--models_dir", root / "models")
+    with Hub(repository) as hub:
+        downloaded = run_command("omz_downloader", *models, "-o", root, HF_ENDPOINT=hub.endpoint)
+        assert downloaded.returncode == 0, downloaded.stderr
+    converted = run_command("omz_converter", *models, "-d", root, timeout=600)
+    assert converted.returncode == 0, converted.stderr
+    return Converted(root / "public" / "gpt-2", downloaded.stdout, converted.stdout)
