@@ -1,5 +1,6 @@
 """ONNX to OpenVINO IR, in each precision that is asked for."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def convert(onnx_path: Path, name: str, targets: Mapping[Precision, Path]) -> No
         try:
             openvino.save_model(model, xml, compress_to_fp16=precision == "FP16")
         except Exception as error:
+            free = shutil.disk_usage(xml.parent).free
             raise ConversionError(
                 f"OpenVINO could not write the {precision} IR to {xml.parent}: {libraries.reason(error)}",
-                hint="Is the disk full? What was there before is unchanged.",
+                hint=f"{free / 1e6:,.1f} MB are free there. What was there before is unchanged.",
             ) from error

@@ -53,6 +53,8 @@ def load(name: str) -> ModuleType:
 
 
 def reason(error: Exception) -> str:
-    """What a library says of a failure, on one line of bounded length."""
+    """What a library says of a failure, on one line of bounded length: its innermost cause, which says most."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]} …"

@@ -42,9 +42,9 @@ def export(checkpoint: Checkpoint, spec: Export, path: Path) -> None:
             hint="Convert in the download folder itself (leave -o/--output_dir out): there the file refers to them.",
         )
     graph = _trace(model, spec, config.n_positions)
-    _bind(graph, tensors, path.parent)
+    _bind(graph, tensors, None if embedded else path.parent)
     _tidy(graph)
-    _save(graph, path, embedded)
+    _save(graph, path)
 
 
 def _weights(checkpoint: Checkpoint, spec: Export, model: Any) -> dict[str, Tensor]:
@@ -120,13 +120,17 @@ def _register_attention() -> None:
     masking.AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
 
 
-def _bind(graph_model: Any, tensors: dict[str, Tensor], base: Path) -> None:
-    """Let each weight of the graph refer to its bytes in the checkpoint."""
-    ir = libraries.load("onnx_ir")
+def _bind(graph_model: Any, tensors: dict[str, Tensor], base: Path | None) -> None:
+    """Give each weight of the graph its bytes in the checkpoint: by reference from the folder `base`, else to copy."""
+    ir, np = libraries.load("onnx_ir"), libraries.load("numpy")
     for name, value in graph_model.graph.initializers.items():
         tensor = tensors.get(name.removeprefix("model."))
         if tensor is None:
             continue  # a constant that tracing made
+        if base is None:
+            values = np.memmap(tensor.file, dtype="<f4", mode="r", offset=tensor.offset, shape=tensor.shape)
+            value.const_value = ir.Tensor(values, name=name)
+            continue
         value.const_value = ir.ExternalTensor(
             os.path.relpath(tensor.file.resolve(), base.resolve()),
             tensor.offset,
@@ -158,11 +162,9 @@ def _tidy(graph_model: Any) -> None:
             value.metadata_props.clear()
 
 
-def _save(graph_model: Any, path: Path, embedded: bool) -> None:
+def _save(graph_model: Any, path: Path) -> None:
     ir, onnx = libraries.load("onnx_ir"), libraries.load("onnx")
     try:
-        if embedded:
-            ir.external_data.load_to_model(graph_model)
         ir.save(graph_model, path)
         onnx.checker.check_model(path, full_check=True)
     except OSError:

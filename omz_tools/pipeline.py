@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omz_tools import checkpoint, download, ir, onnx_export, verify
+from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
 from omz_tools.errors import ConversionError, MissingError, OmzError, UnsupportedError, context
-from omz_tools.files import Staging, disk_errors
+from omz_tools.files import Staging, disk_errors, room_for
 from omz_tools.progress import PlainReporter, Reporter
 from omz_tools.zoo import Entry, Model
 
@@ -181,6 +182,7 @@ def convert_model(
         folder = output_dir / model.subdirectory
         with Staging() as staging, disk_errors("Writing to", folder):
             onnx, irs = _targets(model, output_dir, chosen)
+            room_for(folder, _least_room(read, chosen))
             staged_onnx = staging.file(onnx)
             staged = {p: staging.files({xml: True, weights: False}) for p, (xml, weights) in irs.items()}
             staged_xmls = {p: hidden[irs[p][0]] for p, hidden in staged.items()}
@@ -195,6 +197,13 @@ def convert_model(
             note(str(figure))
         made_files = [("ONNX", "FP32", onnx), *((p, p, path) for p, pair in irs.items() for path in pair)]
         return [Output(path, path.stat().st_size, p, figures[what].largest) for what, p, path in made_files]
+
+
+def _least_room(read: Checkpoint, precisions: Iterable[Precision]) -> int:
+    """Bytes that the IRs need at least: some of what a checkpoint holds, such as masks, does not get into them."""
+    shares = {"FP16": 0.4, "FP32": 0.8}
+    held = sum(tensor.length for tensor in read.tensors.values())
+    return int(sum(shares[precision] * held for precision in precisions))
 
 
 def plan(

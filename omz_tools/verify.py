@@ -15,8 +15,8 @@ from omz_tools.pytorch_model import whole
 # The largest difference of a logit that is accepted, as a part of the largest logit of PyTorch (at least 1), because
 # rounding errors grow with the numbers they are made on. F32 rounds to 6e-8; after the thousands of sums of a
 # transformer two correct programs were seen to differ by 5e-7 to 3e-6. F16 weights are rounded to 4.9e-4; 3e-4 to
-# 1.3e-3 was seen. The bounds leave room for other processors and deeper models, and are below what a wrong weight, a lost
-# layer or F16 in place of F32 does.
+# 1.3e-3 was seen. The bounds leave room for other processors and deeper models, and are below what a wrong weight, a
+# lost layer or F16 in place of F32 does.
 TOLERANCE: Mapping[str, float] = {"ONNX": 2e-5, "FP32": 2e-5, "FP16": 5e-3}
 
 _SEED = 0
@@ -39,6 +39,10 @@ class Figure:
     @property
     def largest(self) -> float:
         return max(self.differences.values())
+
+    @property
+    def within_bounds(self) -> bool:
+        return all(difference <= self.bounds[shape] for shape, difference in self.differences.items())
 
     def __str__(self) -> str:
         shapes = ", ".join(f"({batch},{length})" for batch, length in self.differences)
@@ -81,10 +85,10 @@ def prove(checkpoint: Checkpoint, spec: Export, onnx: Path, irs: Mapping[Precisi
     figures = [_figure("ONNX", inputs, _onnx_logits(onnx, spec, inputs), reference)]
     for precision, xml in irs.items():
         figures.append(_figure(precision, inputs, _ir_logits(xml, inputs), reference))
-    wrong = [figure for figure in figures for s, d in figure.differences.items() if not d <= figure.bounds[s]]
+    wrong = [figure for figure in figures if not figure.within_bounds]
     if wrong:
         raise ProofError(
-            "the converted model does not answer as PyTorch does:\n" + "\n".join(str(f) for f in dict.fromkeys(wrong)),
+            "the converted model does not answer as PyTorch does:\n" + "\n".join(map(str, wrong)),
             hint="No output was written. Please report this with the versions of torch, transformers and openvino.",
         )
     return figures

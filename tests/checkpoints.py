@@ -1,5 +1,6 @@
 """Seeded random GPT-2 checkpoints in the Hub's layout and names, and descriptors that pin them."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -109,13 +110,13 @@ def write_repository(folder: Path, config: dict[str, Any], seed: int, *, masks: 
 def pin(folder: Path, models_dir: Path, name: str, **changes: Any) -> Path:
     """A descriptor like the shipped one of gpt-2 that pins the files in `folder`; the path of its model.yml."""
     model = yaml.safe_load((zoo.shipped() / "gpt-2" / "model.yml").read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text())
     for entry in model["files"]:
         file = folder / Path(entry["name"]).name
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         entry |= {"size": file.stat().st_size, "checksum": {"$type": "sha256", "value": digest}}
-    model["export"]["outputs"][0]["shape"][2] = config["vocab_size"]
+    with contextlib.suppress(ValueError):  # a broken config.json is pinned like any other
+        model["export"]["outputs"][0]["shape"][2] = json.loads((folder / "config.json").read_text())["vocab_size"]
     path = models_dir / name / "model.yml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(model | changes), encoding="utf-8")

@@ -20,7 +20,9 @@ def run_command(
     *words: str | Path, cwd: Path | None = None, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a console script in a process of its own, as a person or CI would; nothing of the caller's settings."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "OMZ_")) and not k.lower().endswith("_proxy")}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "OMZ_")) and not k.lower().endswith("_proxy")
+    }
     return subprocess.run(
         [BIN / str(words[0]), *map(str, words[1:])],
         cwd=cwd,
@@ -73,7 +75,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
 @pytest.fixture(scope="session")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """gpt-2 at its true size with random weights: served by the stand-in Hub, downloaded and converted by the commands."""
+    """gpt-2 at its true size with random weights: served by the stand-in Hub, taken to IR by the commands."""
     root = tmp_path_factory.mktemp("full-size")
     repository = checkpoints.write_repository(root / "repository", checkpoints.GPT2, seed=11)
     checkpoints.pin(repository, root / "models", "gpt-2")
