@@ -32,7 +32,9 @@ def client(tmp_path: Path, hub: Hub) -> Python:
 
     def client(code: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING")) and not k.lower().endswith("proxy")
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("HF_", "HUGGING")) and not k.lower().endswith("proxy")
         }
         hugging_face = {
             "HF_ENDPOINT": hub.endpoint,
@@ -80,9 +82,7 @@ def test_the_real_client_is_led_to_the_second_host_for_the_large_file_alone(clie
         ("nobody/nothing", "main", "config.json", "RepositoryNotFoundError"),
     ],
 )
-def test_the_real_client_understands_a_refusal(
-    client: Python, repo: str, revision: str, file: str, error: str
-) -> None:
+def test_the_real_client_understands_a_refusal(client: Python, repo: str, revision: str, file: str, error: str) -> None:
     done = client(ONE_FILE, repo, revision, file)
     assert done.returncode == 1
     assert error in done.stderr.splitlines()[-1] or f"{error}:" in done.stderr

@@ -1,0 +1,87 @@
+"""gpt-2 at its true size, every tensor random: from the stand-in Hub over HTTP to IR, by the commands alone."""
+
+import struct
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+import transformers
+from conftest import Converted
+
+from omz_tools import checkpoint
+
+PARAMETERS = 124_439_808
+SHAPES = [(1, 1), (2, 7), (1, 1024)]
+
+
+@pytest.fixture(scope="module")
+def references(full_size: Converted) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """Token ids and PyTorch's logits at each shape, by transformers from the downloaded folder."""
+    model = transformers.GPT2LMHeadModel.from_pretrained(full_size.folder / "gpt2", attn_implementation="eager").eval()
+    draw = np.random.default_rng(3)
+    found = {}
+    for shape in SHAPES:
+        ids = draw.integers(0, 50257, shape, dtype=np.int64)
+        with torch.no_grad():
+            found[shape] = ids, model(torch.from_numpy(ids)).logits.numpy()
+    return found
+
+
+def test_the_checkpoint_has_the_published_tensors_at_odd_offsets(full_size: Converted) -> None:
+    tensors = checkpoint.load(full_size.folder / "gpt2").tensors
+    assert len(tensors) == 160
+    assert sum(tensor.length for tensor in tensors.values()) == 4 * 137_022_720
+    with (full_size.folder / "gpt2" / "model.safetensors").open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    assert (8 + length) % 4 == 3  # as in the published file, whose weights begin at byte 14291
+
+
+def test_each_file_was_downloaded_to_its_place(full_size: Converted) -> None:
+    names = {path.name for path in (full_size.folder / "gpt2").iterdir()}
+    assert names == {
+        "config.json", "generation_config.json", "merges.txt", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "vocab.json",
+    }  # fmt: skip
+    assert full_size.downloaded.count("... 100%") == 7
+
+
+def test_the_onnx_file_keeps_the_contract(full_size: Converted) -> None:
+    graph = onnx.load(full_size.folder / "gpt-2.onnx", load_external_data=False).graph
+    tensors = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output)}
+    axes = {name: [axis.dim_param or axis.dim_value for axis in t.shape.dim] for name, t in tensors.items()}
+    assert axes == {"input": ["B", "L"], "output": ["B", "L", 50257]}
+    assert tensors["input"].elem_type == onnx.TensorProto.INT64
+    assert tensors["output"].elem_type == onnx.TensorProto.FLOAT
+    weights = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer if tensor.dims)
+    assert weights == pytest.approx(PARAMETERS, abs=100)  # the embedding once, no mask
+
+
+@pytest.mark.parametrize(("precision", "item"), [("FP16", 2), ("FP32", 4)])
+def test_the_ir_keeps_the_contract_and_stores_the_embedding_once(
+    full_size: Converted, precision: str, item: int
+) -> None:
+    model = openvino.Core().read_model(full_size.folder / precision / "gpt-2.xml")
+    ports = {port.get_any_name(): port for port in (*model.inputs, *model.outputs)}
+    kinds = {name: (p.element_type.get_type_name(), str(p.partial_shape)) for name, p in ports.items()}
+    assert kinds == {"input": ("i64", "[?,?]"), "output": ("f32", "[?,?,50257]")}
+    assert (full_size.folder / precision / "gpt-2.bin").stat().st_size == pytest.approx(PARAMETERS * item, rel=1e-4)
+
+
+@pytest.mark.parametrize(("what", "bound"), [("ONNX", 1e-4), ("FP32", 1e-4), ("FP16", 5e-2)])
+def test_logits_equal_pytorch(
+    full_size: Converted, references: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]], what: str, bound: float
+) -> None:
+    if what == "ONNX":
+        session = onnxruntime.InferenceSession(full_size.folder / "gpt-2.onnx")
+        outputs = {shape: session.run(["output"], {"input": ids})[0] for shape, (ids, _) in references.items()}
+    else:
+        xml = full_size.folder / what / "gpt-2.xml"
+        compiled = openvino.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        outputs = {shape: compiled({"input": ids})["output"].copy() for shape, (ids, _) in references.items()}
+    for shape, (_, wanted) in references.items():
+        assert outputs[shape].dtype == np.float32
+        assert outputs[shape].shape == (*shape, 50257)
+        assert np.abs(outputs[shape] - wanted).max() < bound
