@@ -1,5 +1,7 @@
 """Names that are safe on every file system, and files that appear whole or not at all."""
 
+import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -113,9 +115,9 @@ class Staging:
 
     As a context manager it removes whatever was not published, the folders it made for it included.
 
-    A pair of files cannot be replaced in one step. `publish` therefore first takes away the old file of each target
-    that `leads` (the .xml that makes a folder an IR), then moves the others, and the leading ones last: whoever looks
-    in between finds no model rather than one made of two halves.
+    A pair of files cannot be replaced in one step. `publish` therefore first moves the old files aside, those that
+    `lead` (the .xml that makes a folder an IR) first, and puts the leading new ones in place last: whoever looks in
+    between finds no model rather than one made of two halves. If a step fails, the steps before it are undone.
     """
 
     def __init__(self) -> None:
@@ -136,25 +138,37 @@ class Staging:
         return hidden
 
     def _make_folder(self, folder: Path) -> None:
-        missing = [f for f in (folder, *folder.parents) if not f.exists()]
         with disk_errors("Creating the folder", folder):
+            self._folders += [f for f in (folder, *folder.parents) if not f.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-        self._folders += missing
 
     def publish(self) -> None:
-        """Move every file to its target."""
-        ordered = sorted(self._moves, key=lambda move: move[2])
-        for hidden, target, _ in ordered:
+        """Move every file to its target.
+
+        Raises:
+            DiskError: a step failed; the old files are in place again, or the error says where they are.
+        """
+        last = sorted(self._moves, key=lambda move: move[2])
+        for hidden, target, _ in last:
             with disk_errors("Writing", target):
                 sync(hidden)
-        for _, target, leads in ordered:
-            if leads:
+                if target.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        aside = {target: temporary_beside(target) for _, target, _ in reversed(last) if target.exists()}
+        done: list[tuple[Path, Path]] = []
+        try:
+            for source, target in [*aside.items(), *((hidden, target) for hidden, target, _ in last)]:
                 with disk_errors("Replacing", target):
-                    target.unlink(missing_ok=True)
-        for hidden, target, _ in ordered:
-            with disk_errors("Replacing", target):
-                hidden.replace(target)
-        for folder in {target.parent for _, target, _ in ordered}:
+                    source.replace(target)
+                done.append((source, target))
+        except BaseException as error:  # a signal, too
+            stuck = _undo(done)
+            if stuck and isinstance(error, DiskError):
+                error.hint = f"What was there before could not be put back; it lies in {', '.join(map(str, stuck))}."
+            raise
+        for old in aside.values():
+            old.unlink()
+        for folder in {target.parent for _, target, _ in last}:
             with disk_errors("Writing", folder):
                 sync(folder)
         self._moves.clear()
@@ -165,10 +179,23 @@ class Staging:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         for hidden, _, _ in self._moves:
-            hidden.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                hidden.unlink()
         for folder in sorted(set(self._folders), key=lambda f: len(f.parts), reverse=True):
-            if not any(folder.iterdir()):
+            # Not made after all, removed by someone, or in use by someone else by now.
+            with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _undo(moves: list[tuple[Path, Path]]) -> list[Path]:
+    """Move each file back, the last one first; the paths of those that cannot be."""
+    stuck = []
+    for source, target in reversed(moves):
+        try:
+            target.replace(source)
+        except OSError:
+            stuck.append(target)
+    return stuck
 
 
 def room_for(folder: Path, size: int) -> None:
@@ -177,8 +204,8 @@ def room_for(folder: Path, size: int) -> None:
     Raises:
         DiskError: it has not.
     """
-    existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
-    with disk_errors("Looking at", existing):
+    with disk_errors("Looking at", folder):
+        existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
         free = shutil.disk_usage(existing).free
     if free < size:
         raise DiskError(

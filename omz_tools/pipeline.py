@@ -154,7 +154,7 @@ class Output:
 
 
 def convert_model(
-    model: Model, download_dir: Path, output_dir: Path, precisions: Iterable[str], note: Callable[[str], None]
+    model: Model, download_dir: Path, output_dir: Path, precisions: Iterable[str], reporter: Reporter
 ) -> list[Output]:
     """Convert a downloaded model to ONNX and to an IR in each of its precisions that is asked for, and prove them.
 
@@ -165,7 +165,7 @@ def convert_model(
         download_dir: where omz_downloader put the tree of models.
         output_dir: where the tree of converted models begins; may be the same.
         precisions: the precisions asked for.
-        note: called with a line for the user at each stage.
+        reporter: hears of every stage.
 
     Returns:
         What was made: the ONNX model, then the .xml and .bin of each precision.
@@ -176,7 +176,7 @@ def convert_model(
     with context(f"model {model.name}"):
         spec, chosen = conversion_of(model, precisions)
         source = download_dir / model.subdirectory
-        note(f"Checking {len(model.descriptor.files)} files in {source}")
+        reporter.section(f"Checking {len(model.descriptor.files)} files in {source}")
         check_downloaded(model, download_dir)
         read = checkpoint.load(source / spec.checkpoint)
         folder = output_dir / model.subdirectory
@@ -186,15 +186,15 @@ def convert_model(
             staged_onnx = staging.file(onnx)
             staged = {p: staging.files({xml: True, weights: False}) for p, (xml, weights) in irs.items()}
             staged_xmls = {p: hidden[irs[p][0]] for p, hidden in staged.items()}
-            note("Exporting PyTorch to ONNX")
+            reporter.section("Exporting PyTorch to ONNX")
             onnx_export.export(read, spec, staged_onnx)
-            note(f"Converting ONNX to OpenVINO IR ({', '.join(chosen)})")
+            reporter.section(f"Converting ONNX to OpenVINO IR ({', '.join(chosen)})")
             ir.convert(staged_onnx, model.name, staged_xmls)
-            note("Comparing with PyTorch")
+            reporter.section("Comparing with PyTorch")
             figures = {figure.what: figure for figure in verify.prove(read, spec, staged_onnx, staged_xmls)}
             staging.publish()
         for figure in figures.values():
-            note(str(figure))
+            reporter.note(str(figure))
         made_files = [("ONNX", "FP32", onnx), *((p, p, path) for p, pair in irs.items() for path in pair)]
         return [Output(path, path.stat().st_size, p, figures[what].largest) for what, p, path in made_files]
 

@@ -50,7 +50,7 @@ def _convert(
     if dry_run:
         pipeline.plan(model, download_dir, output_dir, wanted, reporter.note)
         return
-    outputs = pipeline.convert_model(model, download_dir, output_dir, wanted, reporter.section)
+    outputs = pipeline.convert_model(model, download_dir, output_dir, wanted, reporter)
     reporter.note(_table(outputs))
 
 
