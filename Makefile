@@ -14,6 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 run: $(VENV)/run.stamp
 	$(BIN)/omz_downloader --name gpt-2-mini -o $(MODELS)
 	$(BIN)/omz_converter --name gpt-2-mini -d $(MODELS)
+	@echo
 	$(BIN)/python demos/next_tokens.py $(MODELS)/public/gpt-2-mini "$(PROMPT)"
 	@echo
 	@echo "The same for gpt-2 (0.55 GB from the Hugging Face Hub):"

@@ -43,7 +43,9 @@ def report(name: str, words: list[str], folder: Path, runs: int, fresh: tuple[st
             figures.append(figure)
     seconds, memory = zip(*figures, strict=True)
     spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-    print(f"{name:44}  {statistics.median(seconds):7.2f} s  ({spread})  {statistics.median(memory):6.0f} MB", flush=True)
+    print(
+        f"{name:44}  {statistics.median(seconds):7.2f} s  ({spread})  {statistics.median(memory):6.0f} MB", flush=True
+    )
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ CONFIG = "config.json"
 
 # The limit that the safetensors library sets as well.
 MAX_HEADER_BYTES = 100_000_000
+MAX_AXES = 16
 _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 # Keys of config.json that make transformers load code or packages that a checkpoint names.
@@ -109,7 +110,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    config = _object(path, _read(path, 1 << 20).decode("utf-8", "replace"))
+    config = _object(path, _text(path, _read(path, 1 << 20)))
     dangerous = [key for key in _CODE_KEYS if config.get(key) is not None]
     if dangerous:
         raise CheckpointError(
@@ -120,23 +121,20 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    start = _read(path, 8)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    start = _read(path, 9)
+    # A zip file, or a pickle of protocol 2 and up; a safetensors header of some lengths begins with the same bytes.
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and start[8:] != b"{":
         raise CheckpointError(
             f"{path} is a pickle (PyTorch's own format), not safetensors",
             hint="Pickles can run code while they load and are refused. Use the safetensors file of the repository.",
         )
     if len(start) < 8:
         raise CheckpointError(f"{path} is too short for a safetensors file")
-    (length,) = struct.unpack("<Q", start)
+    (length,) = struct.unpack("<Q", start[:8])
     size = path.stat().st_size
     if length > min(MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(f"{path} is not safetensors: it declares a header of {length:,} bytes in {size:,}")
-    try:
-        text = _read(path, 8 + length)[8:].decode("utf-8")
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path} is not safetensors: the header is not UTF-8") from None
-    header = _object(path, text)
+    header = _object(path, _text(path, _read(path, 8 + length)[8:]))
     header.pop("__metadata__", None)
     begin = 8 + length
     tensors = {name: _tensor(path, name, entry, begin) for name, entry in header.items()}
@@ -156,6 +154,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> Tensor:
     try:
         dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(shape, list) or len(shape) > MAX_AXES:
+            raise ValueError(f"its shape is no list of at most {MAX_AXES} numbers")
         numbers = [first, last, *shape]
         if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
             raise ValueError("a number is negative, huge or no integer")
@@ -178,6 +178,13 @@ def _read(path: Path, size: int) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def _text(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 where it should be (byte {error.start})") from None
+
+
 def _object(path: Path, text: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -185,8 +192,13 @@ def _object(path: Path, text: str) -> dict[str, Any]:
             raise ValueError("a key stands twice in one object")
         return found
 
+    def finite(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ValueError(f"{text} is no finite number")
+        return float(text)
+
     try:
-        value = json.loads(text, object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not usable JSON: {error}") from None
     if not isinstance(value, dict):

@@ -1,6 +1,6 @@
 """model.yml as frozen, typed values: a superset of Open Model Zoo's format in which nothing is ever executed."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from msgspec import Meta, Struct
@@ -17,6 +17,8 @@ CONVERTIBLE: tuple[Precision, ...] = ("FP16", "FP32")
 # Classes of transformers that the exporter may build. A descriptor chooses from these and can name no other code.
 ModelClass = Literal["GPT2LMHeadModel"]
 Framework = Literal["caffe", "dldt", "mxnet", "onnx", "paddle", "pytorch", "tf"]
+
+MOST_MISTAKES = 1000
 
 T = TypeVar("T")
 
@@ -198,8 +200,10 @@ def _load(path: Path, kind: type[T]) -> T:
             raise Mistakes(mistakes)
         return value
     except Mistakes as error:
-        lines = [f"{path}:{m.line}:{m.column}: {m.text}" for m in error.mistakes]
-        many = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
+        lines = [f"{path}:{m.line}:{m.column}: {m.text}" for m in error.mistakes[:MOST_MISTAKES]]
+        if len(error.mistakes) > MOST_MISTAKES:
+            lines.append(f"and {len(error.mistakes) - MOST_MISTAKES} more")
+        many = f"{len(error.mistakes)} mistakes" if len(error.mistakes) > 1 else "a mistake"
         raise DescriptorError(
             "\n".join([f"the descriptor has {many}:", *lines]), hint="Correct the lines named."
         ) from None
@@ -212,20 +216,23 @@ def _load(path: Path, kind: type[T]) -> T:
 def _contradictions(descriptor: Descriptor, root: Node) -> list[Mistake]:
     """What no single value shows: names that collide, and sections that do not fit together."""
     found: list[Mistake] = []
-    seen: set[str] = set()
+    names: set[str] = set()
+    folders: set[str] = set()
     for index, entry in enumerate(descriptor.files):
         node = root.at("files", index, "name")
-        folded = entry.name.casefold()
-        if folded in seen:
+        name = entry.name.folded
+        above = {str(parent) for parent in PurePosixPath(name).parents}
+        if name in names:
             found.append(node.mistake(f"the name {entry.name!r} stands here twice (capitals do not count)"))
-        if any(folded.startswith(f"{name}/") or name.startswith(f"{folded}/") for name in seen):
-            found.append(node.mistake(f"{entry.name!r} is a file here and a folder in another name"))
-        seen.add(folded)
+        if name in folders or names & above:
+            found.append(node.mistake(f"{entry.name!r} makes one name a file and a folder"))
+        names.add(name)
+        folders |= above
     for index, entry in enumerate(descriptor.files):
         if not entry.sources:
             found.append(root.at("files", index, "source").mistake("the list of sources is empty"))
     for index, precision in enumerate(descriptor.precisions):
-        if precision in descriptor.precisions[:index]:
+        if descriptor.precisions.index(precision) < index:
             found.append(root.at("precisions", index).mistake(f"{precision} stands here twice"))
     if descriptor.export:
         found += _export_contradictions(descriptor, descriptor.export, root)
@@ -258,6 +265,8 @@ def _tensor_contradictions(export: Export, root: Node) -> list[Mistake]:
             if isinstance(name, str) != (axis < 2):
                 place = root.at("export", kind, 0, "shape", axis)
                 found.append(place.mistake("the first two axes are dynamic (words), a third is a number"))
+    if ids.name == scores.name:
+        found.append(root.at("export", "outputs", 0, "name").mistake("the input has this name already"))
     if ids.shape and len(set(ids.shape)) != len(ids.shape):
         found.append(root.at("export", "inputs", 0, "shape").mistake("two axes have the same name"))
     return found

@@ -3,14 +3,13 @@
 import contextlib
 import hashlib
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from omz_tools import files
 from omz_tools.descriptor import FileEntry, Source
-from omz_tools.errors import IntegrityError, SourceError, StoppedError, UnsupportedError, context
+from omz_tools.errors import IntegrityError, SourceError, UnsupportedError, context
 from omz_tools.sources import location, open_source
 from omz_tools.store import Store
 from omz_tools.transport import TransientError, Transport
@@ -24,18 +23,16 @@ class Means:
     """What a download works with.
 
     Attributes:
-        transport: the connections.
+        transport: the connections; closing it ends the run.
         store: the cache, or None to do without.
         attempts: how often a source is tried before the next one is.
         note: called with a line for the user.
-        stopped: asked now and then whether to give up, because the whole run ends.
     """
 
     transport: Transport
     store: Store | None
     attempts: int
     note: Callable[[str], None]
-    stopped: Callable[[], bool]
 
 
 def is_right(path: Path, entry: FileEntry) -> bool:
@@ -109,7 +106,7 @@ def _from_source(
                 raise
             wait = min(LONGEST_WAIT, max(error.retry_after, 0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1)))  # noqa: S311
             means.note(f"... {error.what}; trying again in {wait:.1f} s")
-            time.sleep(wait)
+            means.transport.pause(wait)
         except IntegrityError:
             if mismatched:
                 raise
@@ -129,8 +126,6 @@ def _transfer(
             raise _wrong(place, f"{length:,} bytes", f"{entry.size:,}")
         file = stack.enter_context(temporary.open("wb"))
         for chunk in chunks:
-            if means.stopped():
-                raise StoppedError("the run was ended")
             done += len(chunk)
             if done > entry.size:
                 raise _wrong(place, f"more than {entry.size:,} bytes", f"{entry.size:,}")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from omz_tools.errors import DiskError
 CHUNK = 1 << 20
 
 # Device names of Windows: a file called so cannot be created there, whatever its extension.
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+_DEVICES |= {port + number for port in ("com", "lpt") for number in "123456789¹²³"}
 _FORBIDDEN = frozenset('<>:"|?*\\')
 
 
@@ -46,9 +48,14 @@ class RelativeName(str):
                 raise ValueError(f"{text!r}: {part!r} begins or ends in a way that Windows changes silently")
             if len(part.encode()) > 200:
                 raise ValueError(f"{text!r}: {part!r} is longer than 200 bytes")
-            if part.split(".")[0].lower() in _DEVICES:
+            if part.split(".")[0].rstrip(" ").lower() in _DEVICES:
                 raise ValueError(f"{text!r}: {part!r} is a device name on Windows")
         return cls(text)
+
+    @property
+    def folded(self) -> str:
+        """What some file systems take the name for: those that ignore capitals, and ways of writing one character."""
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFC", self).casefold())
 
 
 @contextmanager
@@ -56,6 +63,8 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
     """Turn an OSError into a DiskError that says what was being done, where, and what to do."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever reads our output has gone; no disk's fault
     except OSError as error:
         reason = error.strerror or str(error)
         raise DiskError(
@@ -96,18 +105,35 @@ def replacing(target: Path) -> Iterator[Path]:
 
     The old file stays as it was until the new one is whole and on disk.
     """
-    with disk_errors("Creating the folder", target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
     temporary = temporary_beside(target)
     try:
+        make_folder(target.parent, made)
         yield temporary
         with disk_errors("Writing", target):
             sync(temporary)
             temporary.replace(target)
             sync(target.parent)
-    finally:
-        with disk_errors("Removing", temporary):
-            temporary.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        remove_folders(made)
+        raise
+
+
+def make_folder(folder: Path, made: list[Path]) -> None:
+    """Create a folder, and add to `made` what had to be created. Raises DiskError."""
+    with disk_errors("Creating the folder", folder):
+        made += [f for f in (folder, *folder.parents) if not f.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_folders(made: list[Path]) -> None:
+    """Remove the folders of `made` that are empty, the deepest first."""
+    for folder in sorted(set(made), key=lambda f: len(f.parts), reverse=True):
+        # Not made after all, removed by someone, or in use by someone else by now.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class Staging:
@@ -133,14 +159,9 @@ class Staging:
         tag = secrets.token_hex(6)
         hidden = {target: target.with_name(f".{tag}.{target.name}") for target in targets}
         for target in targets:
-            self._make_folder(target.parent)
+            make_folder(target.parent, self._folders)
         self._moves += [(hidden[target], target, leads) for target, leads in targets.items()]
         return hidden
-
-    def _make_folder(self, folder: Path) -> None:
-        with disk_errors("Creating the folder", folder):
-            self._folders += [f for f in (folder, *folder.parents) if not f.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
 
     def publish(self) -> None:
         """Move every file to its target.
@@ -167,7 +188,8 @@ class Staging:
                 error.hint = f"What was there before could not be put back; it lies in {', '.join(map(str, stuck))}."
             raise
         for old in aside.values():
-            old.unlink()
+            with contextlib.suppress(OSError):  # the new ones are in place; an old one left over does no harm
+                old.unlink()
         for folder in {target.parent for _, target, _ in last}:
             with disk_errors("Writing", folder):
                 sync(folder)
@@ -181,21 +203,22 @@ class Staging:
         for hidden, _, _ in self._moves:
             with contextlib.suppress(OSError):
                 hidden.unlink()
-        for folder in sorted(set(self._folders), key=lambda f: len(f.parts), reverse=True):
-            # Not made after all, removed by someone, or in use by someone else by now.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        remove_folders(self._folders)
 
 
 def _undo(moves: list[tuple[Path, Path]]) -> list[Path]:
-    """Move each file back, the last one first; the paths of those that cannot be."""
-    stuck = []
+    """Move each file back, the last one first.
+
+    The first that cannot be ends it: to go on would put half of a pair in place. Returns what was not moved back.
+    """
+    left = [target for _, target in moves]
     for source, target in reversed(moves):
         try:
             target.replace(source)
         except OSError:
-            stuck.append(target)
-    return stuck
+            break
+        left.pop()
+    return left
 
 
 def room_for(folder: Path, size: int) -> None:

@@ -5,10 +5,11 @@ few hundred bytes can expand for seconds), merge keys, tags, duplicate keys, dee
 1.1 takes for something else (`no`, `0x10`, `1:30`, dates).
 """
 
+import math
 import re
 import types
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -44,11 +45,19 @@ class Mistakes(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the file and where it begins; `value` is a scalar, a list of nodes or a dict of nodes."""
+    """A value of the file and where it begins.
+
+    Attributes:
+        value: a scalar, a list of nodes, or a dict of nodes.
+        line: counted from 1, as the column is.
+        column: in characters.
+        keys: of a dict, the nodes of its keys.
+    """
 
     value: Any
     line: int
     column: int
+    keys: dict[str, "Node"] = field(default_factory=dict)
 
     def mistake(self, text: str) -> Mistake:
         return Mistake(self.line, self.column, text)
@@ -72,6 +81,9 @@ def parse(text: str) -> Node:
     """
     if len(text) > MAX_BYTES:
         raise Mistakes([Mistake(1, 1, f"the file is longer than {MAX_BYTES} characters")])
+    if bad := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
+        raise Mistakes([Mistake(line, column, f"the character {bad[0]!r} may not stand in YAML")])
     builder = _Builder()
     try:
         for event in yaml.parse(text, Loader=_LOADER):
@@ -80,8 +92,6 @@ def parse(text: str) -> Node:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise Mistakes([Mistake(line, column, f"not YAML: {error.problem or error.context}")]) from None
-    except (yaml.reader.ReaderError, UnicodeError) as error:
-        raise Mistakes([Mistake(1, 1, f"not YAML: {getattr(error, 'reason', error)}")]) from None
     if builder.mistakes:
         raise Mistakes(builder.mistakes)
     if builder.root is None:
@@ -116,7 +126,7 @@ class _Builder:
         elif isinstance(event, yaml.CollectionEndEvent):
             node, items = self._open.pop()
             if isinstance(node.value, dict):
-                self._fill(node.value, items)
+                self._fill(node, items)
             else:
                 node.value.extend(items)
             self._add(node)
@@ -133,14 +143,15 @@ class _Builder:
         else:
             self.root = node
 
-    def _fill(self, mapping: dict[str, Node], items: list[Node]) -> None:
+    def _fill(self, mapping: Node, items: list[Node]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key.value, str):
                 self.mistakes.append(key.mistake("a key must be a word"))
-            elif key.value in mapping:
+            elif key.value in mapping.value:
                 self.mistakes.append(key.mistake(f"the key {key.value!r} stands here twice"))
             else:
-                mapping[key.value] = value
+                mapping.value[key.value] = value
+                mapping.keys[key.value] = key
 
     def _scalar(self, event: yaml.ScalarEvent, line: int, column: int) -> Any:
         text = event.value
@@ -150,7 +161,7 @@ class _Builder:
             return _WORDS[text]
         if _INTEGER.match(text) and len(text) < 20:
             return int(text)
-        if _FLOAT.match(text):
+        if _FLOAT.match(text) and math.isfinite(float(text)):
             return float(text)
         if text == "<<":
             self.mistakes.append(Mistake(line, column, "a merge key (<<); write the keys out"))
@@ -178,8 +189,7 @@ def decode(node: Node, kind: type[T]) -> T:
 def _decode(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
     origin = get_origin(kind)
     if origin is Annotated and get_origin(get_args(kind)[0]) is not None:
-        value = _decode(node, get_args(kind)[0], mistakes)
-        return _leaf(value, kind, node, mistakes) if not mistakes else value
+        return _bounded(node, kind, mistakes)
     if origin in (Union, types.UnionType):
         return _union(node, get_args(kind), mistakes)
     if origin is tuple:
@@ -203,11 +213,24 @@ def _decode(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
     return _leaf(plain(node), kind, node, mistakes)
 
 
+def _bounded(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
+    """A list with bounds on its length, which can be wrong beside mistakes in the items."""
+    inner: list[Mistake] = []
+    value = _decode(node, get_args(kind)[0], inner)
+    mistakes += inner
+    if not inner:
+        return _leaf(value, kind, node, mistakes)
+    if isinstance(node.value, list):
+        _leaf(value, Annotated[(tuple[Any, ...], *get_args(kind)[1:])], node, mistakes)
+    return value
+
+
 def _struct(node: Node, kind: type[msgspec.Struct], mistakes: list[Mistake]) -> Any:
     if not isinstance(node.value, dict):
         mistakes.append(node.mistake(f"a mapping is needed here, not {_name(node.value)}"))
         return None
     config = kind.__struct_config__
+    before = len(mistakes)
     hints = get_type_hints(kind, include_extras=True)
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     found: dict[str, Any] = {}
@@ -216,11 +239,10 @@ def _struct(node: Node, kind: type[msgspec.Struct], mistakes: list[Mistake]) -> 
             found[fields[key].name] = _decode(value, hints[fields[key].name], mistakes)
         elif key != config.tag_field:
             known = ", ".join(fields)
-            mistakes.append(value.mistake(f"unknown key {key!r}; the keys here are {known}"))
-    for name, field in fields.items():
-        if field.required and name not in node.value:
-            mistakes.append(node.mistake(f"the key {name!r} is missing"))
-    return None if mistakes else kind(**found)
+            mistakes.append(node.keys[key].mistake(f"unknown key {key!r}; the keys here are {known}"))
+    missing = [name for name in fields if fields[name].required and name not in node.value]
+    mistakes += [node.mistake(f"the key {name!r} is missing") for name in missing]
+    return kind(**found) if len(mistakes) == before else None
 
 
 def _union(node: Node, options: tuple[Any, ...], mistakes: list[Mistake]) -> Any:
@@ -231,7 +253,7 @@ def _union(node: Node, options: tuple[Any, ...], mistakes: list[Mistake]) -> Any
             return _struct(node, structs[0], mistakes)
         tags = {o.__struct_config__.tag: o for o in structs}
         tag = node.at("$type")
-        if tag is node or tag.value not in tags:
+        if tag is node or not isinstance(tag.value, str) or tag.value not in tags:
             mistakes.append(tag.mistake(f"'$type' must be one of {', '.join(map(str, tags))}"))
             return None
         return _struct(node, tags[tag.value], mistakes)
@@ -257,6 +279,8 @@ def _leaf(value: Any, kind: Any, node: Node, mistakes: list[Mistake]) -> Any:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         text = str(error).replace(" - at `$`", "")
+        if get_origin(kind) is Literal:
+            text = f"must be one of {', '.join(map(str, get_args(kind)))}"
         if isinstance(value, int | float) and "`str`" in text:
             text += "; quote it"
         mistakes.append(node.mistake(f"{text} (here: {value!r:.80})"))

@@ -12,9 +12,9 @@ from pathlib import Path
 from omz_tools import checkpoint, download, ir, onnx_export, verify
 from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
-from omz_tools.errors import ConversionError, MissingError, OmzError, UnsupportedError, context
+from omz_tools.errors import ConversionError, MissingError, OmzError, StoppedError, UnsupportedError, context
 from omz_tools.files import Staging, disk_errors, room_for
-from omz_tools.progress import PlainReporter, Reporter
+from omz_tools.progress import PlainReporter, Reporter, size_text
 from omz_tools.zoo import Entry, Model
 
 
@@ -29,6 +29,8 @@ def attempt_all(
     def attempt(entry: Entry) -> bool:
         try:
             work(entry)
+        except StoppedError:
+            return False
         except OmzError as error:
             reporter.error(error)
             return False
@@ -77,6 +79,8 @@ def download_model(
             for entry in wanted:
                 _download_file(model, entry, output_dir, means, reporter)
             successful = True
+            total = size_text(sum(entry.size for entry in wanted))
+            reporter.note(f"{len(wanted)} files, {total}, all verified, are in {output_dir / model.subdirectory}")
         finally:
             reporter.model_end(model.name, successful)
 

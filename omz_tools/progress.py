@@ -105,10 +105,11 @@ class PlainReporter(Reporter):
         if done < size and now - self._said[model, name] < PLAIN_SECONDS:
             return
         self._said[model, name] = now
-        seconds = max(now - self._began[model, name], 1e-3)
+        seconds = now - self._began[model, name]
         share = done * 100 // size if size else 100
-        amount = f"{size_text(done)} of {size_text(size)}"
-        self.note(f"... {share}%, {amount}, {size_text(done / seconds)}/s, {seconds:.1f} s")
+        line = f"... {share}%, {size_text(done)} of {size_text(size)}"
+        # The speed of what took no time means nothing.
+        self.note(f"{line}, {size_text(done / seconds)}/s, {seconds:.1f} s" if seconds >= 0.1 else line)
 
 
 class TerminalReporter(Reporter):
@@ -161,7 +162,7 @@ class JsonReporter(Reporter):
         self._write(self.out, json.dumps({"$type": kind, **fields}))
 
     def note(self, text: str) -> None:
-        pass
+        self._write(self.err, text)
 
     def failed(self, names: list[str]) -> None:
         self._write(self.err, "\n".join(["FAILED:", *names]))

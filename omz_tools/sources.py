@@ -1,26 +1,25 @@
 """Where a file may come from, and how to open each."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 from urllib.parse import quote
-
-from huggingface_hub import constants
 
 from omz_tools.descriptor import GoogleDrive, Http, HuggingFace, Local, Source
 from omz_tools.errors import SourceError, UnreachableError, UnsupportedError
 from omz_tools.files import CHUNK
-from omz_tools.transport import Transport
+from omz_tools.transport import Transport, origin
 
 
 def location(source: Source, folder: Path) -> str:
     """The URL or path of a source; `folder` is the descriptor's, where local paths begin."""
     match source:
         case HuggingFace(repo, revision, file):
-            return constants.HUGGINGFACE_CO_URL_TEMPLATE.format(
-                repo_id=quote(repo), revision=quote(revision, safe=""), filename=quote(file)
-            )
+            template: str = _hub().HUGGINGFACE_CO_URL_TEMPLATE
+            return template.format(repo_id=quote(repo), revision=quote(revision, safe=""), filename=quote(file))
         case Http(url):
             return url
         case Local(path):
@@ -67,23 +66,34 @@ def _chunks(file: BinaryIO, place: str) -> Iterator[bytes]:
 def _readable(place: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise SourceError(f"{place} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: no system can have such a name
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"{place if place.isprintable() else repr(place)} cannot be read: {reason}") from error
 
 
 def _token(source: Source) -> str | None:
     if not isinstance(source, HuggingFace):
         return None
-    if constants.is_offline_mode():
+    if _hub().is_offline_mode():
         raise UnreachableError(
             f"{location(source, Path())} is not fetched: HF_HUB_OFFLINE is set",
             hint="Unset it, or give the folder of an earlier download with --cache_dir.",
-        )
-    if not constants.ENDPOINT.startswith(("http://", "https://")):
-        raise SourceError(
-            f"HF_ENDPOINT is {constants.ENDPOINT!r}, which is not a URL", hint="Set it to http(s)://HOST[:PORT]."
         )
     # The import costs a fifth of a second, which runs that fetch nothing need not pay.
     from huggingface_hub import get_token
 
     return get_token()
+
+
+def _hub() -> ModuleType:
+    """The settings of the Hub's own tools. Raises SourceError if HF_ENDPOINT is no URL, which they would crash on."""
+    if endpoint := os.environ.get("HF_ENDPOINT"):
+        try:
+            origin(endpoint)
+        except SourceError:
+            raise SourceError(
+                f"HF_ENDPOINT is {endpoint!r}, which is not a URL", hint="Set it to http(s)://HOST[:PORT]."
+            ) from None
+    from huggingface_hub import constants
+
+    return constants

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import stat
 from pathlib import Path
 
 from omz_tools.descriptor import Digest
@@ -32,12 +33,18 @@ class Store:
             DiskError: `target` cannot be written.
         """
         blob = self.path(digest)
-        if not blob.is_file() or blob.is_symlink() or blob.stat().st_size != size:
-            if blob.exists() or blob.is_symlink():
-                self._set_aside(blob)
-            return False
         hasher = hashlib.new(digest.algorithm)
-        with disk_errors("Copying from the cache to", target), blob.open("rb") as source, target.open("wb") as copy:
+        try:
+            status = blob.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+                self._set_aside(blob)
+                return False
+            source = blob.open("rb")
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # not there, or another run has just set it aside
+        except OSError as error:
+            raise DiskError(f"the cache entry {blob} cannot be read: {error.strerror}") from error
+        with source, disk_errors("Copying from the cache to", target), target.open("wb") as copy:
             while chunk := source.read(CHUNK):
                 hasher.update(chunk)
                 copy.write(chunk)
@@ -62,6 +69,8 @@ class Store:
     def _set_aside(self, blob: Path) -> None:
         try:
             blob.replace(temporary_beside(blob).with_suffix(".damaged"))
+        except FileNotFoundError:
+            pass  # another run found it first
         except OSError as error:
             raise DiskError(
                 f"the cache entry {blob} is damaged and cannot be set aside: {error.strerror}",

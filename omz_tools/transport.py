@@ -1,7 +1,9 @@
 """One GET on the wire: redirects, proxies, certificates, tokens and patience; what the bytes mean is not known here."""
 
+import contextlib
 import email.utils
 import os
+import re
 import ssl
 import threading
 import time
@@ -15,7 +17,7 @@ from pathlib import Path
 import urllib3
 
 from omz_tools import __version__
-from omz_tools.errors import SourceError, UnreachableError
+from omz_tools.errors import SourceError, StoppedError, UnreachableError
 from omz_tools.files import CHUNK
 
 # Until a host has answered once, everything tried with it must fit into this; a person at a shell is waiting.
@@ -40,12 +42,16 @@ class Body:
 
     url: str
     length: int | None
-    _response: urllib3.BaseHTTPResponse
+    _response: urllib3.HTTPResponse
+    _transport: "Transport"
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._response.stream(CHUNK, decode_content=False)
+            for chunk in self._response.stream(CHUNK, decode_content=False):
+                self._transport.pause(0)
+                yield chunk
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            self._transport.pause(0)
             raise TransientError(f"the transfer from {self.url} broke off: {_reason(error)}") from error
 
 
@@ -57,6 +63,22 @@ class Transport:
         self._lock = threading.Lock()
         self._answered: set[str] = set()
         self._first_try: dict[str, float] = {}
+        self._open: set[urllib3.HTTPResponse] = set()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """End every transfer, from any thread: what waits for bytes, an answer or another try raises StoppedError."""
+        self._closed.set()
+        with self._lock:
+            for response in self._open:
+                # Also wakes a thread that waits for bytes, which closing would not.
+                with contextlib.suppress(OSError, RuntimeError, ValueError):
+                    response.shutdown()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long. Raises StoppedError if the transport is closed, at once."""
+        if self._closed.wait(seconds):
+            raise StoppedError("the run was ended")
 
     def patience(self, url: str) -> float:
         """Seconds left for `url`'s host to give its first answer; READ_SECONDS once it has."""
@@ -76,17 +98,23 @@ class Transport:
             TransientError: the connection broke, or the status is one that may pass.
             SourceError: any other status than 200, a redirect that must not be followed, an encoding nobody asked for.
         """
+        if token and not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise SourceError("the token holds a character that cannot be sent", hint="Check HF_TOKEN.")
         response = self._follow(url, token)
+        with self._lock:
+            self._open.add(response)
         try:
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding.lower() != "identity":
                 raise SourceError(f"{url} sent the file with Content-Encoding {encoding}, which was not asked for")
-            yield Body(url, _length(response), response)
+            yield Body(url, _length(response), response, self)
         finally:
+            with self._lock:
+                self._open.discard(response)
             # Closed, not released: the rest of a body that nobody wants must not be waited for.
             response.close()
 
-    def _follow(self, url: str, token: str | None) -> urllib3.BaseHTTPResponse:
+    def _follow(self, url: str, token: str | None) -> urllib3.HTTPResponse:
         asked, seen = url, {url}
         while True:
             headers = {"User-Agent": f"omz_tools/{__version__}", "Accept-Encoding": "identity"}
@@ -99,7 +127,10 @@ class Transport:
             response.close()
             if status not in (301, 302, 303, 307, 308):
                 raise _refusal(asked, status, answer)
-            following = urllib.parse.urljoin(url, answer.get("Location", ""))
+            try:
+                following = urllib.parse.urljoin(url, answer.get("Location", ""))
+            except ValueError:
+                raise SourceError(f"{asked} redirects to {answer.get('Location')}, which is no URL") from None
             if following in seen or len(seen) > MAX_REDIRECTS:
                 raise SourceError(f"{asked} redirects in a circle, or more than {MAX_REDIRECTS} times")
             if not following.startswith(("http://", "https://")):
@@ -109,21 +140,21 @@ class Transport:
             seen.add(following)
             url = following
 
-    def _ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def _ask(self, url: str, headers: dict[str, str]) -> urllib3.HTTPResponse:
         patience = self.patience(url)
         if patience <= 0:
             raise _unreachable(url, f"no answer within {FIRST_ANSWER_SECONDS:.0f} seconds")
         timeout = urllib3.Timeout(connect=min(patience, READ_SECONDS), read=READ_SECONDS)
 
-        def request() -> urllib3.BaseHTTPResponse:
-            return self._pool(url).request(
+        def request() -> urllib3.HTTPResponse:
+            response = self._pool(url).request(
                 "GET", url, headers=headers, redirect=False, retries=False, preload_content=False, timeout=timeout
             )
+            assert isinstance(response, urllib3.HTTPResponse)
+            return response
 
         try:
-            response = _within(patience, request)
-        except urllib3.exceptions.LocationParseError as error:
-            raise SourceError(f"{url} is not a usable URL: {error}") from error
+            response = self._within(patience, request)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             if origin(url) in self._answered:
                 raise TransientError(f"{url} did not answer: {_reason(error)}") from error
@@ -133,49 +164,75 @@ class Transport:
         return response
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
-        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
+        parts = _parsed(url)
+        proxy = None
+        if not urllib.request.proxy_bypass(parts.host or ""):
+            proxy = urllib.request.getproxies().get(parts.scheme or "")
         with self._lock:
             if proxy not in self._pools:
-                context = _certificates()
-                self._pools[proxy] = (
-                    urllib3.ProxyManager(proxy if "://" in proxy else f"http://{proxy}", ssl_context=context)
-                    if proxy
-                    else urllib3.PoolManager(ssl_context=context)
-                )
+                self._pools[proxy] = _pool_through(proxy)
             return self._pools[proxy]
+
+    def _within(self, seconds: float, call: Callable[[], urllib3.HTTPResponse]) -> urllib3.HTTPResponse:
+        """The result of `call`, waited for that long at most.
+
+        A connect timeout alone is no bound: it does not cover name resolution and starts again for each address of a
+        host.
+        """
+        results: list[urllib3.HTTPResponse] = []
+        failures: list[BaseException] = []
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                results.append(call())
+            except BaseException as error:  # noqa: BLE001 -- raised again below, in the thread that waits
+                failures.append(error)
+            done.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        deadline = time.monotonic() + seconds
+        while not done.wait(min(0.2, max(0.0, deadline - time.monotonic()))):
+            self.pause(0)
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+        if failures:
+            raise failures[0]
+        return results[0]
+
+
+def _parsed(url: str) -> urllib3.util.Url:
+    """A URL as the connection will understand it. Raises SourceError if it is none."""
+    try:
+        parsed = urllib3.util.parse_url(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError("no http(s) URL with a host")
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        raise SourceError(f"{url} is not a usable URL: {_reason(error)}") from error
+    return parsed
+
+
+def _pool_through(proxy: str | None) -> urllib3.PoolManager:
+    context = _certificates()
+    if not proxy:
+        return urllib3.PoolManager(ssl_context=context)
+    try:
+        parsed = _parsed(proxy if "://" in proxy else f"http://{proxy}")
+    except SourceError:
+        # Not shown: it may hold a password.
+        raise SourceError(
+            "the address of the proxy is not a usable URL", hint="Correct HTTP_PROXY or HTTPS_PROXY, or unset it."
+        ) from None
+    headers = urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(parsed.auth)) if parsed.auth else None
+    return urllib3.ProxyManager(parsed._replace(auth=None).url, proxy_headers=headers, ssl_context=context)
 
 
 def origin(url: str) -> str:
     """Scheme, host and port: what a token belongs to."""
-    parts = urllib.parse.urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    return f"{parts.scheme}://{parts.hostname}:{port}"
-
-
-def _within(seconds: float, call: Callable[[], urllib3.BaseHTTPResponse]) -> urllib3.BaseHTTPResponse:
-    """The result of `call`, waited for that long at most.
-
-    A connect timeout alone is no bound: it does not cover name resolution and starts again for each address of a host.
-    """
-    results: list[urllib3.BaseHTTPResponse] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # noqa: BLE001 -- raised again below, in the thread that waits
-            failures.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if results:
-        return results[0]
-    if failures:
-        raise failures[0]
-    raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    # By the parser of the library that connects: to read a URL in two ways would send a token astray.
+    parts = _parsed(url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme or ""]
+    return f"{parts.scheme}://{parts.host}:{port}"
 
 
 def _certificates() -> ssl.SSLContext:
@@ -192,7 +249,7 @@ def _certificates() -> ssl.SSLContext:
         ) from error
 
 
-def _length(response: urllib3.BaseHTTPResponse) -> int | None:
+def _length(response: urllib3.HTTPResponse) -> int | None:
     declared = response.headers.get("Content-Length", "")
     return int(declared) if declared.isdecimal() and declared.isascii() and len(declared) < 20 else None
 
@@ -227,10 +284,10 @@ def retry_after(value: str) -> float:
 
 
 def _unreachable(url: str, reason: str) -> UnreachableError:
-    return UnreachableError(
-        f"{url} cannot be reached: {reason}",
-        hint="Check the network and the proxy (HTTPS_PROXY), or name a mirror of the Hub with HF_ENDPOINT.",
-    )
+    hint = "Check the network and the proxy (HTTPS_PROXY), or name a mirror of the Hub with HF_ENDPOINT."
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        hint = "If its certificate comes from an authority of your own, name that with REQUESTS_CA_BUNDLE."
+    return UnreachableError(f"{url} cannot be reached: {reason}", hint=hint)
 
 
 def _reason(error: BaseException) -> str:

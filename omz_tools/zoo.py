@@ -113,7 +113,9 @@ def _stages(entries: dict[str, Entry], entry: Entry) -> list[Entry]:
     if not entry.is_composite:
         return [entry]
     names = descriptor.load_composite(entry.path).stages_order
-    unknown = [name for name in names if name not in entries]
+    unknown = [name for name in names if name not in entries or entries[name].is_composite]
     if unknown:
-        raise DescriptorError(f"{entry.path}: there is no model {', '.join(unknown)}", hint="Correct stages_order.")
+        raise DescriptorError(
+            f"{entry.path}: there is no model {', '.join(unknown)} that could be a stage", hint="Correct stages_order."
+        )
     return [entries[name] for name in names]

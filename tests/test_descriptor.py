@@ -164,6 +164,20 @@ def test_byte_order_marks_comments_and_line_ends_change_nothing(path: Path, pref
     assert descriptor.load(write(path, (prefix + MODEL).replace("\n", end))) == plain
 
 
+def test_what_may_be_left_out_may_be_null(path: Path) -> None:
+    text = f"{HEAD}export: null\ninput_info: [{{name: input, shape: ~, layout: }}]\n"
+    model = descriptor.load(write(path, text))
+    assert model.export is None
+    assert model.input_info == (descriptor.InputInfo("input"),)
+
+
+def test_data_that_is_only_kept_may_have_any_form(path: Path) -> None:
+    text = f"{HEAD}model_info: {{a: [1, {{b: null}}]}}\npostprocessing:\n  - {{$type: unpack_archive, file: a.zip}}\n"
+    model = descriptor.load(write(path, text))
+    assert model.model_info == {"a": [1, {"b": None}]}
+    assert model.postprocessing == ({"$type": "unpack_archive", "file": "a.zip"},)
+
+
 # Mistakes and where they stand
 
 
@@ -205,7 +219,7 @@ input_info:
         (12, 23, "sha256, sha384"),
         (13, 13, "/vocab.json"),
         (14, 5, "'name' is missing"),
-        (15, 117, "unknown key 'kind'"),
+        (15, 104, "unknown key 'kind'"),
         (16, 56, "ftp://example.org/x"),
         (16, 78, "$type"),
         (17, 20, "FP8"),
@@ -285,6 +299,13 @@ def test_a_wrong_value_is_reported_where_the_value_stands(path: Path, old: str, 
     assert places(path, changed(old, new.replace("|", ""))) == [(line, column + new.index("|"))]
 
 
+def test_quotes_are_advised_only_where_they_help(path: Path) -> None:
+    [(_, _, said)] = mistakes(path, changed("size: 2", "size: 2.5"))
+    assert "quote it" not in said
+    [(_, _, said)] = mistakes(path, changed("A model", "2.5"))
+    assert "quote it" in said
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -313,7 +334,8 @@ def test_a_wrong_value_is_reported_where_the_value_stands(path: Path, old: str, 
         ("a ", "Windows"),
         (" a", "Windows"),
         ("a" * 201, "200 bytes"),
-        ("/".join(["abcde"] * 200), "1000 bytes"),
+        ("é" * 101, "200 bytes"),
+        ("abc/" * 250 + "d", "1000 bytes"),
     ],
 )
 def test_a_file_name_that_is_unsafe_somewhere_is_refused_where_it_stands(path: Path, name: str, said: str) -> None:
@@ -324,7 +346,21 @@ def test_a_file_name_that_is_unsafe_somewhere_is_refused_where_it_stands(path: P
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "a/b.c", "..a", "a..b", ".hidden", "con_", "communion.txt", "com10", "é/𝛑", "a b"]
+    "name",
+    [
+        "a",
+        "a/b.c",
+        "..a",
+        "a..b",
+        ".hidden",
+        "con_",
+        "communion.txt",
+        "com10",
+        "é/𝛑",
+        "a b",
+        "é" * 100,
+        "abc/" * 249 + "abcd",
+    ],
 )
 def test_a_harmless_file_name_is_kept_as_it_is(name: str) -> None:
     assert RelativeName.parse(name) == name
@@ -385,6 +421,29 @@ def test_fixed_axes_that_should_be_dynamic_are_reported_each(path: Path) -> None
     assert places(path, text) == [place_of(text, "1, L]"), place_of(text, "1, L, 7]")]
 
 
+@pytest.mark.parametrize(
+    ("line", "at", "said"),
+    [
+        ("model_info: [a]", "[a]", "a mapping is needed here, not a list"),
+        ("model_info:", None, "a mapping is needed here, not nothing"),
+        ("postprocessing: [unpack]", "unpack", "a mapping is needed here, not 'unpack'"),
+        ("postprocessing: {a: b}", "{a", "a list is needed here, not a mapping"),
+        ("export: {}", "{}", "is missing"),
+        ("export: [a]", "[a]", "a list does not fit here"),
+        ("input_info: [{name: a, layout: {b: c}}]", "{b", "a mapping does not fit here"),
+        ("input_info: [{name: a, shape: {b: c}}]", "{b", "a mapping does not fit here"),
+        ("input_info: [{name: a, shape: 5}]", "5", "5 does not fit here"),
+    ],
+)
+def test_one_kind_of_value_in_place_of_another_is_called_by_its_name(
+    path: Path, line: str, at: str | None, said: str
+) -> None:
+    text = f"{HEAD}{line}\n"
+    found = mistakes(path, text)
+    assert {place[:2] for place in found} == {place_of(text, at) if at else (4, 12)}
+    assert said in found[0][2]
+
+
 def test_two_axes_of_one_name_are_a_mistake(path: Path) -> None:
     text = changed("[B, L]", "[B, B]", changed("[B, L, 7]", "[B, B, 7]"))
     [(line, column, said)] = mistakes(path, text)
@@ -427,7 +486,7 @@ def test_a_bomb_of_aliases_is_refused_at_once(path: Path) -> None:
         ("5: five", (4, 1), "word"),
         ("null: nothing", (4, 1), "word"),
         ("? [a, b]\n: c", (4, 3), "word"),
-        ("framework: onnx: x", (4, 16), "not YAML"),
+        ("framework: onnx: x", (4, 16), "not YAML: mapping values are not allowed"),
         ("\tframework: onnx", (4, 1), "not YAML"),
         ("files: [1, 2", (5, 1), "not YAML"),
         ("framework: 'onnx", (5, 1), "not YAML"),

@@ -4,6 +4,9 @@ import hashlib
 import os
 import stat
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,9 +141,8 @@ DAMAGES = [flip_a_bit, cut_short, make_longer, put_a_link_there, put_a_dangling_
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_set_aside_and_counts_as_absent(
-    tmp_path: Path, store: Store, blob: Path, digest: Digest, damage: object
+    tmp_path: Path, store: Store, blob: Path, digest: Digest, damage: Callable[[Path], None]
 ) -> None:
-    assert callable(damage)
     damage(blob)
     assert not store.take(digest, len(DATA), tmp_path / "taken")
     assert not blob.exists()
@@ -151,15 +153,32 @@ def test_a_damaged_entry_is_set_aside_and_counts_as_absent(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_after_damage_the_entry_can_be_put_in_again(
-    tmp_path: Path, store: Store, blob: Path, digest: Digest, damage: object
+    tmp_path: Path, store: Store, blob: Path, digest: Digest, damage: Callable[[Path], None]
 ) -> None:
-    assert callable(damage)
     damage(blob)
     store.take(digest, len(DATA), tmp_path / "taken")
     (tmp_path / "verified").write_bytes(DATA)
     store.put(digest, tmp_path / "verified")
     assert store.take(digest, len(DATA), tmp_path / "taken")
     assert (tmp_path / "taken").read_bytes() == DATA
+
+
+def test_several_runs_that_find_the_same_damage_at_the_same_time_all_take_the_entry_for_absent(
+    tmp_path: Path, store: Store, blob: Path, digest: Digest
+) -> None:
+    for round in range(5):
+        if round:
+            (tmp_path / "verified").write_bytes(DATA)
+            store.put(digest, tmp_path / "verified")
+        flip_a_bit(blob)
+        together = threading.Barrier(8)
+
+        def take(number: int, together: threading.Barrier = together) -> bool:
+            together.wait()
+            return store.take(digest, len(DATA), tmp_path / f"taken{number}")
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(take, range(8))) == [False] * 8
 
 
 def test_an_entry_of_another_size_than_pinned_is_not_given_out(

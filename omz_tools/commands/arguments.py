@@ -1,6 +1,7 @@
 """What the commands share: choosing models, numbers of jobs, dashes or underscores, and the exit status."""
 
 import argparse
+import io
 import os
 import shlex
 import signal
@@ -79,7 +80,10 @@ def _patterns(args: argparse.Namespace) -> list[str]:
     if args.all:
         return ["*"]
     if args.name:
-        return [pattern.strip() for pattern in args.name.split(",") if pattern.strip()]
+        patterns = [pattern.strip() for pattern in args.name.split(",") if pattern.strip()]
+        if not patterns:
+            raise SelectionError(f"--name {args.name!r} names no model", hint="Write one name or pattern at least.")
+        return patterns
     try:
         lines = args.list.read_text(encoding="utf-8").splitlines()
         words = [shlex.split(line, comments=True) for line in lines]
@@ -114,6 +118,10 @@ def precisions(text: str | None) -> tuple[str, ...]:
 def run(work: Callable[[], int]) -> int:
     """Call `work`; turn what goes wrong into an exit status: 1 for an error, 130 and 143 for a signal."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):
+        # A path that the terminal cannot show must not end the work.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return work()
     except OmzError as error:

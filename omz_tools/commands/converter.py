@@ -51,7 +51,7 @@ def _convert(
         pipeline.plan(model, download_dir, output_dir, wanted, reporter.note)
         return
     outputs = pipeline.convert_model(model, download_dir, output_dir, wanted, reporter)
-    reporter.note(_table(outputs))
+    reporter.note("\n" + _table(outputs))
 
 
 def _table(outputs: list[pipeline.Output]) -> str:

@@ -1,7 +1,6 @@
 """omz_downloader: bring the files of models here, verified."""
 
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,15 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = precisions(args.precisions)
         reporter = progress.reporter(args.progress_format)
         store = Store(args.cache_dir) if args.cache_dir else None
-        stopped = threading.Event()
-        means = Means(Transport(), store, args.num_attempts, reporter.note, stopped.is_set)
+        means = Means(Transport(), store, args.num_attempts, reporter.note)
         with reporter.running():
             failed = pipeline.attempt_all(
                 entries,
                 lambda entry: pipeline.download_model(entry.load(), args.output_dir, wanted, means, reporter),
                 args.jobs,
                 reporter,
-                stopped.set,
+                means.transport.close,
             )
         if failed:
             reporter.failed(failed)
