@@ -3,7 +3,6 @@
 import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 
 from omz_tools import descriptor
@@ -49,7 +48,9 @@ class Entry:
 
 def shipped() -> Path:
     """The folder of the descriptors that travel with this package."""
-    return Path(str(package_files("omz_tools.model_configs")))
+    here = Path(__file__).parent
+    installed = here / "model_configs"
+    return installed if installed.is_dir() else here.parent / "model_configs"  # the source tree has it at the top
 
 
 def find(models_dirs: Iterable[Path] = ()) -> dict[str, Entry]:
