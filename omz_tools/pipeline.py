@@ -80,7 +80,8 @@ def download_model(
                 _download_file(model, entry, output_dir, means, reporter)
             successful = True
             total = size_text(sum(entry.size for entry in wanted))
-            reporter.note(f"{len(wanted)} files, {total}, all verified, are in {output_dir / model.subdirectory}")
+            place = output_dir / model.subdirectory
+            reporter.about(model.name, f"{len(wanted)} files, {total}, all verified, are in {place}")
         finally:
             reporter.model_end(model.name, successful)
 

@@ -34,13 +34,15 @@ class Reporter:
     Subclasses show the progress of downloads. All methods may be called from several threads.
 
     Attributes:
-        prefix: stands before each line, where several models are worked on at once.
+        prefix: stands before each line, for a process that works on one model beside others.
+        several: whether models are worked on at once, so that lines about files must say which model they are about.
     """
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None, *, prefix: str = "") -> None:
         self.out = out or sys.stdout
         self.err = err or sys.stderr
         self.prefix = prefix
+        self.several = False
         self._lock = threading.Lock()
 
     def _write(self, stream: TextIO, text: str) -> None:
@@ -51,6 +53,10 @@ class Reporter:
 
     def note(self, text: str) -> None:
         self._write(self.out, text)
+
+    def about(self, model: str, text: str) -> None:
+        """A line about a file of a model."""
+        self.note(f"[{model}] {text}" if self.several else text)
 
     def heading(self, text: str) -> None:
         self.note(f"################|| {text} ||################")
@@ -72,7 +78,7 @@ class Reporter:
         pass
 
     def file_begin(self, model: str, name: str, size: int, target: str) -> None:
-        self.section(f"Downloading {target}")
+        self.about(model, f"========== Downloading {target}")
 
     def file_progress(self, model: str, name: str, done: int, size: int) -> None:
         pass
@@ -80,7 +86,7 @@ class Reporter:
     def file_end(self, model: str, name: str, how: str | None) -> None:
         """`how` the file came to be in place ("fetched", "from the cache", "already there"), None if it failed."""
         if how not in (None, "fetched"):
-            self.note(f"... {how}")
+            self.about(model, f"... {how}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -109,7 +115,7 @@ class PlainReporter(Reporter):
         share = done * 100 // size if size else 100
         line = f"... {share}%, {size_text(done)} of {size_text(size)}"
         # The speed of what took no time means nothing.
-        self.note(f"{line}, {size_text(done / seconds)}/s, {seconds:.1f} s" if seconds >= 0.1 else line)
+        self.about(model, f"{line}, {size_text(done / seconds)}/s, {seconds:.1f} s" if seconds >= 0.1 else line)
 
 
 class TerminalReporter(Reporter):

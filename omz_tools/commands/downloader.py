@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         entries = parser.selected(args)
         wanted = precisions(args.precisions)
         reporter = progress.reporter(args.progress_format)
+        reporter.several = min(args.jobs, len(entries)) > 1
         store = Store(args.cache_dir) if args.cache_dir else None
         means = Means(Transport(), store, args.num_attempts, reporter.note)
         with reporter.running():
