@@ -560,14 +560,15 @@ def test_a_flipped_bit_that_is_gone_at_the_second_try_does_no_harm(
     assert pinned(tmp_path / BELOW, hub)
 
 
-WRONG_BODIES: dict[str, Callable[[bytes], Answer]] = {
-    "too short": lambda data: sends(data[:-1]),
-    "too long": lambda data: sends(data + b"x"),
-    "too short, length not declared": lambda data: sends(data[:-1], declared=None),
-    "too long, length not declared": lambda data: sends(data + b"x", declared=None),
-    "right, declared as shorter": lambda data: sends(data, declared=len(data) - 1),
-    "right, declared as longer": lambda data: sends(data, declared=len(data) + 1),
-    "cut off": lambda data: sends(data[: len(data) // 2], declared=len(data)),
+# What makes each of them, and what is said about it.
+WRONG_BODIES: dict[str, tuple[Callable[[bytes], Answer], str]] = {
+    "too short": (lambda data: sends(data[:-1]), "bytes, the descriptor pins"),
+    "too long": (lambda data: sends(data + b"x"), "bytes, the descriptor pins"),
+    "too short, length not declared": (lambda data: sends(data[:-1], declared=None), "ended after"),
+    "too long, length not declared": (lambda data: sends(data + b"x", declared=None), "gives more than"),
+    "right, declared as shorter": (lambda data: sends(data, declared=len(data) - 1), "bytes, the descriptor pins"),
+    "right, declared as longer": (lambda data: sends(data, declared=len(data) + 1), "bytes, the descriptor pins"),
+    "cut off": (lambda data: sends(data[: len(data) // 2], declared=len(data)), "broke off"),
 }
 
 
@@ -575,14 +576,16 @@ WRONG_BODIES: dict[str, Callable[[bytes], Answer]] = {
 def test_a_body_that_is_not_the_file_is_an_error_that_leaves_nothing(
     download: Downloads, tmp_path: Path, hub: Hub, previous: Path, kind: str
 ) -> None:
-    faulty(hub, WEIGHTS, then=WRONG_BODIES[kind](hub.files[WEIGHTS].path.read_bytes()))
+    makes, says = WRONG_BODIES[kind]
+    faulty(hub, WEIGHTS, then=makes(hub.files[WEIGHTS].path.read_bytes()))
     done = download("--num_attempts", "2", "--cache_dir", "cache")
     failed_cleanly(done, tmp_path, previous, hub)
     assert tries(hub, WEIGHTS) == 2
+    assert says in done.stderr
 
 
 def test_bodies_that_are_the_file_at_the_second_try_do_no_harm(download: Downloads, tmp_path: Path, hub: Hub) -> None:
-    kinds = dict(zip(hub.files, WRONG_BODIES.values(), strict=True))
+    kinds = {name: makes for name, (makes, _) in zip(hub.files, WRONG_BODIES.values(), strict=True)}
     wrong: set[str] = set()
 
     def interfere(handler: Handler) -> bool:
@@ -741,7 +744,13 @@ def test_a_connection_closed_without_an_answer_is_made_again(download: Downloads
 
 
 def test_a_circle_of_redirects_is_an_error(download: Downloads, tmp_path: Path, hub: Hub, previous: Path) -> None:
-    faulty(hub, WEIGHTS, then=lambda handler: handler.redirect(302, handler.path, "", None))
+    def circle(handler: Handler) -> None:
+        if tries(hub, WEIGHTS) < 50:
+            handler.redirect(302, handler.path, "", None)
+        else:
+            handler.refuse(404)
+
+    faulty(hub, WEIGHTS, then=circle)
     done = download()
     failed_cleanly(done, tmp_path, previous, hub)
     assert "redirects in a circle" in done.stderr
@@ -1037,6 +1046,14 @@ def test_an_error_is_an_event_for_programs_and_a_text_for_people(download: Downl
     ]
     assert "########## Error: In model tiny" in done.stderr
     assert done.stderr.splitlines()[-2:] == ["FAILED:", "tiny"]
+
+
+def test_an_unknown_model_is_an_event_too(download: Downloads) -> None:
+    done = download("--progress_format", "json", name="no-such-model")
+    assert done.returncode == 1
+    [event] = events(done)
+    assert (event["$type"], event["code"]) == ("error", "selection")
+    assert "no-such-model" in done.stderr
 
 
 def test_notes_for_people_go_to_standard_error_beside_events(download: Downloads, hub: Hub) -> None:

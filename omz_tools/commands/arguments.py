@@ -12,6 +12,7 @@ from pathlib import Path
 from omz_tools import __version__, zoo
 from omz_tools.descriptor import PRECISIONS
 from omz_tools.errors import OmzError, SelectionError
+from omz_tools.progress import Reporter
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,8 +116,8 @@ def precisions(text: str | None) -> tuple[str, ...]:
     return asked
 
 
-def run(work: Callable[[], int]) -> int:
-    """Call `work`; turn what goes wrong into an exit status: 1 for an error, 130 and 143 for a signal."""
+def run(work: Callable[[], int], reporter: Reporter) -> int:
+    """Call `work`; turn what goes wrong into a report and an exit status: 1 for an error, 130 and 143 for a signal."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     for stream in (sys.stdout, sys.stderr):
         # A path that the terminal cannot show must not end the work.
@@ -125,7 +126,7 @@ def run(work: Callable[[], int]) -> int:
     try:
         return work()
     except OmzError as error:
-        print(f"########## Error: {error}", file=sys.stderr)
+        reporter.error(error)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

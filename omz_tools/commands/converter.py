@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_jobs()
     args = parser.parse(argv)
 
+    reporter = progress.PlainReporter()
+
     def work() -> int:
         entries = parser.selected(args)
         convert = functools.partial(
@@ -33,13 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             wanted=precisions(args.precisions),
             dry_run=args.dry_run,
         )
-        reporter = progress.PlainReporter()
         failed = pipeline.convert_all(entries, convert, args.jobs, reporter)
         if failed:
             reporter.failed(failed)
         return 1 if failed else 0
 
-    return run(work)
+    return run(work, reporter)
 
 
 def _convert(

@@ -23,10 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_jobs()
     args = parser.parse(argv)
 
+    reporter = progress.reporter(args.progress_format)
+
     def work() -> int:
         entries = parser.selected(args)
         wanted = precisions(args.precisions)
-        reporter = progress.reporter(args.progress_format)
         reporter.several = min(args.jobs, len(entries)) > 1
         store = Store(args.cache_dir) if args.cache_dir else None
         means = Means(Transport(), store, args.num_attempts, reporter.note)
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reporter.failed(failed)
         return 1 if failed else 0
 
-    return run(work)
+    return run(work, reporter)
 
 
 if __name__ == "__main__":
