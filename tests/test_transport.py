@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import trustme
 from hub import Handler, Hub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,27 +20,9 @@ from hypothesis import strategies as st
 from omz_tools.errors import OmzError, SourceError, UnreachableError
 from omz_tools.transport import MAX_REDIRECTS, TransientError, Transport, origin, retry_after
 
-# Of 127.0.0.1 and nothing else; it signs itself, so it is its own authority.
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBjTCCATOgAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAkxMjcuMC4w
-LjEwIBcNMjAwMTAxMDAwMDAwWhgPMjExOTEyMzEwMDAwMDBaMBQxEjAQBgNVBAMM
-CTEyNy4wLjAuMTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABH88qGmEGxjWod5R
-HFMrxnlfn4WMYb43h1H+Nww/5AVRsrgiNDun3lrnhRcMTCThPaF5pF/ab0mymHoE
-XbCqM86jdDByMB0GA1UdDgQWBBQ8mK07/yytLll9gGalr/WIiA7GGTAfBgNVHSME
-GDAWgBQ8mK07/yytLll9gGalr/WIiA7GGTAPBgNVHREECDAGhwR/AAABMA4GA1Ud
-DwEB/wQEAwIChDAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUCIQCy
-cLag4dwMGborWJp0BgK4yzUhqQP5BEVSjsKwoZssXAIgEmQAjnjSTdE4moj6IXiR
-4b8rlgcUTdVapSm+RQ8ECzA=
------END CERTIFICATE-----
-"""
-KEY = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgjNOurreuhhsaUuLA
-L4wUpsK6hCxd9DEZyz29UtLNwwahRANCAAR/PKhphBsY1qHeURxTK8Z5X5+FjGG+
-N4dR/jcMP+QFUbK4IjQ7p95a54UXDEwk4T2heaRf2m9Jsph6BF2wqjPO
------END PRIVATE KEY-----
-"""
+AUTHORITY = trustme.CA()
+# Of 127.0.0.1 and nothing else.
+HOST = AUTHORITY.issue_cert("127.0.0.1")
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +99,7 @@ def https_host(tmp_path: Path, answer: Callable[[http.server.BaseHTTPRequestHand
         def handle_error(self, request: object, client_address: object) -> None:
             """Clients that do not trust us hang up."""
 
-    (tmp_path / "key.pem").write_text(KEY + CERTIFICATE)
+    (tmp_path / "key.pem").write_bytes(HOST.private_key_and_cert_chain_pem.bytes())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "key.pem")
     with Patient(("127.0.0.1", 0), Quiet) as host:
@@ -361,7 +344,7 @@ def test_redirects_without_end_are_ended(server: Hub) -> None:
 
 
 def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ca.pem").write_text(CERTIFICATE)
+    (tmp_path / "ca.pem").write_bytes(AUTHORITY.cert_pem.bytes())
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -492,7 +475,7 @@ def trusted(handler: http.server.BaseHTTPRequestHandler) -> None:
 def test_a_private_authority_is_trusted_when_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    (tmp_path / "ca.pem").write_text(CERTIFICATE)
+    (tmp_path / "ca.pem").write_bytes(AUTHORITY.cert_pem.bytes())
     monkeypatch.setenv(variable, str(tmp_path / "ca.pem"))
     with https_host(tmp_path, trusted) as host:
         assert read(f"{host}/file") == b"the bytes"
@@ -505,7 +488,7 @@ def test_a_certificate_of_nobody_known_is_refused_and_the_way_out_is_named(tmp_p
 
 
 def test_a_certificate_of_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ca.pem").write_text(CERTIFICATE)
+    (tmp_path / "ca.pem").write_bytes(AUTHORITY.cert_pem.bytes())
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
     with https_host(tmp_path, trusted) as host, pytest.raises(SourceError, match="certificate"):
         read(f"{host.replace('127.0.0.1', 'localhost')}/file")
