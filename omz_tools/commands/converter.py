@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omz_tools import pipeline, progress
+from omz_tools import jobs, pipeline, progress
 from omz_tools.commands.arguments import Parser, precisions, run
 from omz_tools.progress import Reporter
 from omz_tools.zoo import Entry
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             wanted=precisions(args.precisions),
             dry_run=args.dry_run,
         )
-        failed = pipeline.convert_all(entries, convert, args.jobs, reporter)
+        failed = jobs.in_processes(entries, convert, args.jobs, reporter)
         if failed:
             reporter.failed(failed)
         return 1 if failed else 0

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omz_tools import pipeline, progress
+from omz_tools import jobs, pipeline, progress
 from omz_tools.commands.arguments import Parser, positive, precisions, run
 from omz_tools.download import Means
 from omz_tools.store import Store
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = Store(args.cache_dir) if args.cache_dir else None
         means = Means(Transport(), store, args.num_attempts, reporter.note)
         with reporter.running():
-            failed = pipeline.attempt_all(
+            failed = jobs.in_threads(
                 entries,
                 lambda entry: pipeline.download_model(entry.load(), args.output_dir, wanted, means, reporter),
                 args.jobs,
