@@ -24,6 +24,8 @@ from omz_tools.files import CHUNK
 FIRST_ANSWER_SECONDS = 8.0
 # Later a host may take its time between two reads.
 READ_SECONDS = 30.0
+# A body that comes more slowly than this, for so long, is given up; a timeout of each read does not end a drip.
+SLOWEST, SLOW_SECONDS = 1000, 30.0
 MAX_REDIRECTS = 10
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
@@ -46,10 +48,18 @@ class Body:
     _transport: "Transport"
 
     def __iter__(self) -> Iterator[bytes]:
+        began, received = time.monotonic(), 0
         try:
-            for chunk in self._response.stream(CHUNK, decode_content=False):
+            # Not read(), which would wait for the whole chunk and let a drip of bytes go on for ever.
+            while chunk := self._response.read1(CHUNK, decode_content=False):
                 self._transport.pause(0)
                 yield chunk
+                received += len(chunk)
+                seconds = time.monotonic() - began
+                if seconds >= SLOW_SECONDS:
+                    if received < SLOW_SECONDS * SLOWEST:
+                        raise TransientError(f"{self.url} sends less than {SLOWEST} bytes a second")
+                    began, received = time.monotonic(), 0
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self._transport.pause(0)
             raise TransientError(f"the transfer from {self.url} broke off: {_reason(error)}") from error

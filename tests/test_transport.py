@@ -17,6 +17,7 @@ from hub import Handler, Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omz_tools import transport as transport_module
 from omz_tools.errors import OmzError, SourceError, UnreachableError
 from omz_tools.transport import MAX_REDIRECTS, TransientError, Transport, origin, retry_after
 
@@ -581,3 +582,29 @@ def test_connections_are_shared_by_threads(server: Hub) -> None:
     for thread in threads:
         thread.join(30)
     assert results == [b"the bytes"] * 8
+
+
+def drips(handler: Handler) -> bool:
+    """A body of which a byte comes now and then, for ten seconds at most."""
+    sends(b"", Content_Length="1000000")(handler)
+    with suppress(OSError):
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.1)
+    return True
+
+
+def test_a_drip_of_bytes_is_given_up(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "SLOW_SECONDS", 0.5)
+    server.interfere = drips
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="less than 1000 bytes a second"):
+        read(f"{server.endpoint}/file")
+    assert time.monotonic() - began < 5
+
+
+def test_bytes_are_handed_on_as_they_come(server: Hub) -> None:
+    server.interfere = drips
+    with Transport().get(f"{server.endpoint}/file") as body:
+        assert next(iter(body)) == b"x"
