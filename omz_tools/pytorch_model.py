@@ -74,6 +74,13 @@ def configuration(checkpoint: Checkpoint, model_class: ModelClass, attention: st
         raise CheckpointError(
             f"{path} cannot be used: {'; '.join(problems)}", hint=f"It must be the config.json of a {model_class}."
         )
+    layers, tensors = given["n_layer"], len(checkpoint.tensors)
+    if layers > tensors:
+        # Said now: to build so many layers can take hours and all memory before anything is compared.
+        raise CheckpointError(
+            f"the weights do not fit {CONFIG}: {layers:,} layers cannot be in {tensors} tensors",
+            hint=f"Check that the files in {checkpoint.folder} belong together.",
+        )
     transformers = libraries.load("transformers")
     try:
         return transformers.GPT2Config(**given, use_cache=False, attn_implementation=attention)

@@ -359,6 +359,7 @@ def torch_weights(folder: Path) -> None:
     [
         (rewrite_config(n_embd=64), ("the weights do not fit config.json", "'wte.weight' is [97, 32]", "[97, 64]")),
         (rewrite_config(n_layer=3), ("no tensor 'h.2.attn.c_attn.bias'",)),
+        (rewrite_config(n_layer=10**8), ("the weights do not fit config.json", "100,000,000 layers")),
         (rewrite_config(n_layer=1), ("'h.1.attn.c_attn.bias' is in no place of the model",)),
         (rewrite_config(n_head=3), ("config.json",)),
         (rewrite_config(n_head="2"), ("n_head is '2'",)),
@@ -375,7 +376,8 @@ def torch_weights(folder: Path) -> None:
         (rewrite_weights(ln_f__bias=1e6), ("FP16", "does not answer as PyTorch does")),
     ],
     ids=[
-        "width", "too few layers in the weights", "too many layers in the weights", "heads do not divide the width",
+        "width", "too few layers in the weights", "more layers than can be",
+        "too many layers in the weights", "heads do not divide the width",
         "a word for a number", "a vocabulary too large for memory", "another architecture", "an unknown activation",
         "auto_map", "quantization", "broken JSON", "a pickle", "a PyTorch file", "NaN", "infinity", "beyond FP16",
     ],
