@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODELS := build
+# `make bench BENCH=--gpt2` measures gpt-2 at its true size as well.
+BENCH :=
 PROMPT := If the class defines a
 
 export PIP_CONSTRAINT := $(abspath constraints.txt)
@@ -32,7 +34,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --config setup.cfg
 
 bench: $(VENV)/run.stamp
-	$(BIN)/python benchmarks/commands.py
+	$(BIN)/python benchmarks/commands.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -193,12 +193,9 @@ def load_composite(path: Path) -> Composite:
 
 def _load(path: Path, kind: type[T]) -> T:
     try:
-        root = parse(path.read_bytes().decode("utf-8"))
-        value = decode(root, kind)
-        mistakes = _contradictions(value, root) if isinstance(value, Descriptor) else []
-        if mistakes:
-            raise Mistakes(mistakes)
-        return value
+        root, mistakes = parse(path.read_bytes().decode("utf-8"))
+        mistakes = [*mistakes, *(_contradictions(root) if kind is Descriptor else [])]
+        return decode(root, kind, mistakes)
     except Mistakes as error:
         lines = [f"{path}:{m.line}:{m.column}: {m.text}" for m in error.mistakes[:MOST_MISTAKES]]
         if len(error.mistakes) > MOST_MISTAKES:
@@ -213,49 +210,62 @@ def _load(path: Path, kind: type[T]) -> T:
         raise DescriptorError(f"{path} cannot be read: {error.strerror}", hint="Check --models_dir.") from None
 
 
-def _contradictions(descriptor: Descriptor, root: Node) -> list[Mistake]:
-    """What no single value shows: names that collide, and sections that do not fit together."""
+def _contradictions(root: Node) -> list[Mistake]:
+    """What no single value shows: names that collide, and sections that do not fit together.
+
+    Found on the nodes, so that it is reported beside mistakes in single values; parts that have these are passed over.
+    """
     found: list[Mistake] = []
     names: set[str] = set()
     folders: set[str] = set()
-    for index, entry in enumerate(descriptor.files):
-        node = root.at("files", index, "name")
-        name = entry.name.folded
+    for entry in root.items("files"):
+        node = entry.at("name")
+        if entry.at("source").value == []:
+            found.append(entry.at("source").mistake("the list of sources is empty"))
+        if node is entry or not isinstance(node.value, str):
+            continue
+        name = RelativeName(node.value).folded
         above = {str(parent) for parent in PurePosixPath(name).parents}
         if name in names:
-            found.append(node.mistake(f"the name {entry.name!r} stands here twice (capitals do not count)"))
+            found.append(node.mistake(f"the name {node.value!r} stands here twice (capitals do not count)"))
         if name in folders or names & above:
-            found.append(node.mistake(f"{entry.name!r} makes one name a file and a folder"))
+            found.append(node.mistake(f"{node.value!r} makes one name a file and a folder"))
         names.add(name)
         folders |= above
-    for index, entry in enumerate(descriptor.files):
-        if not entry.sources:
-            found.append(root.at("files", index, "source").mistake("the list of sources is empty"))
-    for index, precision in enumerate(descriptor.precisions):
-        if descriptor.precisions.index(precision) < index:
-            found.append(root.at("precisions", index).mistake(f"{precision} stands here twice"))
-    if descriptor.export:
-        found += _export_contradictions(descriptor, descriptor.export, root)
+    seen: set[Any] = set()
+    for node in root.items("precisions"):
+        if isinstance(node.value, str):
+            if node.value in seen:
+                found.append(node.mistake(f"{node.value} stands here twice"))
+            seen.add(node.value)
+    if "export" in (root.value if isinstance(root.value, dict) else ()):
+        found += _export_contradictions(root)
     return found
 
 
-def _export_contradictions(descriptor: Descriptor, export: Export, root: Node) -> list[Mistake]:
+def _export_contradictions(root: Node) -> list[Mistake]:
     found = [
-        root.at("precisions", index).mistake(f"{precision} cannot be made here; {' and '.join(CONVERTIBLE)} can")
-        for index, precision in enumerate(descriptor.precisions)
-        if precision not in CONVERTIBLE
+        node.mistake(f"{node.value} cannot be made here; {' and '.join(CONVERTIBLE)} can")
+        for node in root.items("precisions")
+        if node.value in PRECISIONS and node.value not in CONVERTIBLE
     ]
-    names = {entry.name for entry in descriptor.files}
-    for needed in ("config.json", "model.safetensors"):
-        if f"{export.checkpoint}/{needed}" not in names:
-            place = root.at("export", "checkpoint")
-            found.append(place.mistake(f"no file of this model is called {export.checkpoint}/{needed}"))
-    return found + _tensor_contradictions(export, root)
+    place = root.at("export", "checkpoint")
+    try:
+        names = {decode(entry.at("name"), RelativeName) for entry in root.items("files")}
+        folder = decode(place, RelativeName)
+        missing = [name for name in ("config.json", "model.safetensors") if f"{folder}/{name}" not in names]
+        found += [place.mistake(f"no file of this model is called {folder}/{name}") for name in missing]
+    except Mistakes:
+        pass  # reported where they are
+    try:
+        ids, scores = (decode(root.at("export", kind, 0), TensorSpec) for kind in ("inputs", "outputs"))
+    except Mistakes:
+        return found
+    return found + _tensor_contradictions(ids, scores, root)
 
 
-def _tensor_contradictions(export: Export, root: Node) -> list[Mistake]:
+def _tensor_contradictions(ids: TensorSpec, scores: TensorSpec, root: Node) -> list[Mistake]:
     found: list[Mistake] = []
-    [ids], [scores] = export.inputs, export.outputs
     if ids.type != "i64" or len(ids.shape) != 2:
         found.append(root.at("export", "inputs", 0).mistake("the input of a language model is i64 with two axes"))
     elif scores.type != "f32" or len(scores.shape) != 3 or scores.shape[:2] != ids.shape:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omz_tools import files
 from omz_tools.descriptor import FileEntry, Source
-from omz_tools.errors import IntegrityError, SourceError, UnsupportedError, context
+from omz_tools.errors import DiskError, IntegrityError, SourceError, UnsupportedError, context
 from omz_tools.sources import location, open_source
 from omz_tools.store import Store
 from omz_tools.transport import TransientError, Transport
@@ -68,7 +68,10 @@ def fetch(entry: FileEntry, target: Path, folder: Path, means: Means, progress: 
             return "from the cache"
         _from_sources(entry, temporary, folder, means, progress)
         if means.store:
-            means.store.put(entry.digest, temporary)
+            try:
+                means.store.put(entry.digest, temporary)
+            except DiskError as error:
+                means.note(f"... not kept in the cache: {error.what}")
     return "fetched"
 
 

@@ -17,6 +17,10 @@ from omz_tools.errors import DiskError
 
 CHUNK = 1 << 20
 
+UNCHANGED = (
+    "Make room there, or choose a folder you may write to with -o/--output_dir. What was there before is unchanged."
+)
+
 # Device names of Windows: a file called so cannot be created there, whatever its extension.
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 _DEVICES |= {port + number for port in ("com", "lpt") for number in "123456789¹²³"}
@@ -69,8 +73,7 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise DiskError(
             f"{doing} {path} failed: {reason}",
-            hint="Make room there, or choose a folder you may write to with -o/--output_dir. "
-            "What was there before is unchanged.",
+            hint=UNCHANGED,
         ) from error
 
 
@@ -179,14 +182,18 @@ class Staging:
         done: list[tuple[Path, Path]] = []
         try:
             for source, target in [*aside.items(), *((hidden, target) for hidden, target, _ in last)]:
-                with disk_errors("Replacing", target):
+                # An old file that is gone: another run that publishes the same has just moved it.
+                with contextlib.suppress(*([FileNotFoundError] if source in aside else [])):
                     source.replace(target)
-                done.append((source, target))
+                    done.append((source, target))
         except BaseException as error:  # a signal, too
             stuck = _undo(done)
-            if stuck and isinstance(error, DiskError):
-                error.hint = f"What was there before could not be put back; it lies in {', '.join(map(str, stuck))}."
-            raise
+            if not isinstance(error, OSError):
+                raise
+            failure = DiskError(f"Replacing {target} failed: {error.strerror}", hint=UNCHANGED)
+            if stuck:
+                failure.hint = f"What was there before could not be put back; it lies in {', '.join(map(str, stuck))}."
+            raise failure from error
         for old in aside.values():
             with contextlib.suppress(OSError):  # the new ones are in place; an old one left over does no harm
                 old.unlink()

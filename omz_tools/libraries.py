@@ -1,7 +1,7 @@
 """Before a heavy library is imported: nothing phones home, nothing is fetched, nothing is drawn on the terminal.
 
-Each of these settings works only if it is made before the import, so every module that imports torch, transformers,
-onnxruntime or openvino calls `prepare` first.
+Each of these settings works only if it is made before the import, so torch, transformers, onnxruntime and openvino are
+imported through `load` alone.
 """
 
 import importlib
@@ -24,8 +24,7 @@ _SETTINGS = {
 }
 
 
-def prepare() -> None:
-    """Make the settings; harmless to repeat."""
+def _prepare() -> None:
     os.environ.update(_SETTINGS)
     # `import openvino` reports itself to a server unless this package is missing; with None, Python finds it missing,
     # and openvino takes the stub that it carries for that case.
@@ -42,7 +41,7 @@ def load(name: str) -> ModuleType:
     Raises:
         ConversionError: it is not installed, or cannot be loaded.
     """
-    prepare()
+    _prepare()
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:

@@ -8,6 +8,7 @@ few hundred bytes can expand for seconds), merge keys, tags, duplicate keys, dee
 import math
 import re
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -52,15 +53,22 @@ class Node:
         line: counted from 1, as the column is.
         column: in characters.
         keys: of a dict, the nodes of its keys.
+        refused: whether it is written in a way that is refused, so that no more need be said of it.
     """
 
     value: Any
     line: int
     column: int
     keys: dict[str, "Node"] = field(default_factory=dict)
+    refused: bool = False
 
     def mistake(self, text: str) -> Mistake:
         return Mistake(self.line, self.column, text)
+
+    def items(self, key: str) -> list["Node"]:
+        """The items of the list at `key`; none if there is no list."""
+        node = self.at(key)
+        return node.value if node is not self and isinstance(node.value, list) else []
 
     def at(self, *path: str | int) -> "Node":
         """The node at a path of keys and indices, or the nearest one above it."""
@@ -73,11 +81,11 @@ class Node:
         return node
 
 
-def parse(text: str) -> Node:
-    """Read YAML text into nodes.
+def parse(text: str) -> tuple[Node, list[Mistake]]:
+    """Read YAML text into nodes, and list the uses of parts of YAML that are refused.
 
     Raises:
-        Mistakes: it is not YAML, or uses a part of YAML that is refused.
+        Mistakes: it is not YAML, or so far from it that nothing else can be said.
     """
     if len(text) > MAX_BYTES:
         raise Mistakes([Mistake(1, 1, f"the file is longer than {MAX_BYTES} characters")])
@@ -92,11 +100,9 @@ def parse(text: str) -> Node:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise Mistakes([Mistake(line, column, f"not YAML: {error.problem or error.context}")]) from None
-    if builder.mistakes:
-        raise Mistakes(builder.mistakes)
     if builder.root is None:
-        raise Mistakes([Mistake(1, 1, "the file is empty")])
-    return builder.root
+        raise Mistakes([*builder.mistakes, Mistake(1, 1, "the file is empty")])
+    return builder.root, builder.mistakes
 
 
 class _Builder:
@@ -111,18 +117,21 @@ class _Builder:
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
         if isinstance(event, yaml.AliasEvent):
             self.mistakes.append(Mistake(line, column, f"an alias (*{event.anchor}); write the value out"))
-            self._add(Node(None, line, column))
+            self._add(Node(None, line, column, refused=True))
         elif isinstance(event, yaml.DocumentStartEvent):
             if self.root is not None:
                 raise Mistakes([*self.mistakes, Mistake(line, column, "a second document; one file, one model")])
         elif isinstance(event, yaml.NodeEvent):
-            self._refuse(event, line, column)
+            refused = self._refuse(event, line, column)
             if isinstance(event, yaml.ScalarEvent):
-                self._add(Node(self._scalar(event, line, column), line, column))
+                before = len(self.mistakes)
+                value = self._scalar(event, line, column)
+                self._add(Node(value, line, column, refused=refused or len(self.mistakes) > before))
             else:
                 if len(self._open) >= MAX_DEPTH:
                     raise Mistakes([*self.mistakes, Mistake(line, column, f"nested deeper than {MAX_DEPTH} levels")])
-                self._open.append((Node({} if isinstance(event, yaml.MappingStartEvent) else [], line, column), []))
+                value = {} if isinstance(event, yaml.MappingStartEvent) else []
+                self._open.append((Node(value, line, column, refused=refused), []))
         elif isinstance(event, yaml.CollectionEndEvent):
             node, items = self._open.pop()
             if isinstance(node.value, dict):
@@ -131,11 +140,13 @@ class _Builder:
                 node.value.extend(items)
             self._add(node)
 
-    def _refuse(self, event: Any, line: int, column: int) -> None:
+    def _refuse(self, event: Any, line: int, column: int) -> bool:
+        before = len(self.mistakes)
         if event.anchor:
             self.mistakes.append(Mistake(line, column, f"an anchor (&{event.anchor}); write the value out"))
         if event.tag and event.tag != "!":
             self.mistakes.append(Mistake(line, column, f"a tag ({event.tag}); tags are refused"))
+        return len(self.mistakes) > before
 
     def _add(self, node: Node) -> None:
         if self._open:
@@ -170,23 +181,34 @@ class _Builder:
         return text
 
 
-def decode(node: Node, kind: type[T]) -> T:
+def decode(node: Node, kind: type[T], known: Iterable[Mistake] = ()) -> T:
     """Turn nodes into a value of type `kind`: a msgspec Struct of structs, tuples, dicts, unions and checked scalars.
 
     A union is chosen by what stands there: a mapping by its `$type`, else by being a list or a scalar. A class with a
     classmethod `parse(str)` that raises ValueError checks its own text.
 
+    Args:
+        node: what stands in the file.
+        kind: what it must be.
+        known: mistakes found before; where one lies, no other is reported.
+
     Raises:
-        Mistakes: with everything that does not fit.
+        Mistakes: with everything that does not fit, and `known`.
     """
     mistakes: list[Mistake] = []
     value = _decode(node, kind, mistakes)
+    places = {(mistake.line, mistake.column) for mistake in known}
+    mistakes = [*known, *(mistake for mistake in mistakes if (mistake.line, mistake.column) not in places)]
     if mistakes:
         raise Mistakes(mistakes)
     return value  # type: ignore[no-any-return]
 
 
 def _decode(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
+    return None if node.refused else _value(node, kind, mistakes)
+
+
+def _value(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
     origin = get_origin(kind)
     if origin is Annotated and get_origin(get_args(kind)[0]) is not None:
         return _bounded(node, kind, mistakes)

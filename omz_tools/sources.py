@@ -74,7 +74,7 @@ def _readable(place: str) -> Iterator[None]:
 def _token(source: Source) -> str | None:
     if not isinstance(source, HuggingFace):
         return None
-    if _hub().is_offline_mode():
+    if _hub().HF_HUB_OFFLINE:
         raise UnreachableError(
             f"{location(source, Path())} is not fetched: HF_HUB_OFFLINE is set",
             hint="Unset it, or give the folder of an earlier download with --cache_dir.",

@@ -166,7 +166,9 @@ class Transport:
         try:
             response = self._within(patience, request)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            if origin(url) in self._answered:
+            # One that takes connections and drops them may be starting up, or busy.
+            dropped = isinstance(error, urllib3.exceptions.ProtocolError) and self.patience(url) > 1
+            if origin(url) in self._answered or dropped:
                 raise TransientError(f"{url} did not answer: {_reason(error)}") from error
             raise _unreachable(url, _reason(error)) from error
         with self._lock:
@@ -302,8 +304,12 @@ def _unreachable(url: str, reason: str) -> UnreachableError:
 
 def _reason(error: BaseException) -> str:
     """The innermost reason of a urllib3 error, without the pool and object names around it."""
-    while isinstance(inner := getattr(error, "reason", None) or error.__cause__, BaseException):
-        error = inner
+    while isinstance(
+        inner := getattr(error, "reason", None) or error.__cause__ or error.args[-1:], BaseException | tuple
+    ):
+        if isinstance(inner, tuple) and not (inner and isinstance(inner[0], BaseException)):
+            break
+        error = inner[0] if isinstance(inner, tuple) else inner
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).partition(": ")[2] if "object at 0x" in str(error) else str(error) or type(error).__name__

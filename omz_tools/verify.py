@@ -9,7 +9,7 @@ from typing import Any
 from omz_tools import libraries
 from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import Export, Precision, TensorSpec
-from omz_tools.errors import ProofError
+from omz_tools.errors import CheckpointError, ProofError
 from omz_tools.pytorch_model import whole
 
 # The largest difference of a logit that is accepted, as a part of the largest logit of PyTorch (at least 1), because
@@ -82,6 +82,11 @@ def prove(checkpoint: Checkpoint, spec: Export, onnx: Path, irs: Mapping[Precisi
     vocabulary, positions = spec.outputs[0].shape[-1], checkpoint.config["n_positions"]
     inputs = [draw.integers(0, vocabulary, shape, dtype=np.int64) for shape in shapes(positions)]
     reference = _pytorch_logits(checkpoint, spec, inputs)
+    if not all(np.isfinite(logits).all() for logits in reference):
+        raise CheckpointError(
+            "PyTorch itself gives scores that are infinite or no numbers",
+            hint="The weights hold such values, or are too large. Nothing was converted.",
+        )
     figures = [_figure("ONNX", inputs, _onnx_logits(onnx, spec, inputs), reference)]
     for precision, xml in irs.items():
         figures.append(_figure(precision, inputs, _ir_logits(xml, inputs), reference))
@@ -89,9 +94,15 @@ def prove(checkpoint: Checkpoint, spec: Export, onnx: Path, irs: Mapping[Precisi
     if wrong:
         raise ProofError(
             "the converted model does not answer as PyTorch does:\n" + "\n".join(map(str, wrong)),
-            hint="No output was written. Please report this with the versions of torch, transformers and openvino.",
+            hint=_advice({figure.what for figure in wrong}),
         )
     return figures
+
+
+def _advice(wrong: set[str]) -> str:
+    if wrong == {"FP16"}:
+        return "No output was written. The weights may be beyond what f16 holds: try --precisions FP32."
+    return "No output was written. Please report this with the versions of torch, transformers and openvino."
 
 
 def _figure(what: str, inputs: list[Any], logits: list[Any], reference: list[Any]) -> Figure:

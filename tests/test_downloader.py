@@ -360,11 +360,14 @@ def test_a_cache_is_enough_offline(download: Downloads, tmp_path: Path, hub: Hub
     assert pinned(tmp_path / "two" / BELOW, hub)
 
 
-def test_a_cache_that_cannot_be_made_is_named(download: Downloads, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_made_is_named_and_costs_no_download(
+    download: Downloads, tmp_path: Path, hub: Hub
+) -> None:
     (tmp_path / "file").write_text("mine")
     done = download("--cache_dir", "file")
-    assert done.returncode == 1
-    assert str(Path("file") / "1") in done.stderr
+    assert done.returncode == 0
+    assert f"... not kept in the cache: Creating the folder {Path('file') / '1'}" in done.stdout
+    assert pinned(tmp_path / BELOW, hub)
     assert (tmp_path / "file").read_text() == "mine"
     assert hidden_below(tmp_path / "public") == []
 
@@ -920,7 +923,7 @@ def test_print_all_prints_the_names_and_nothing_else(download: Downloads, hub: H
     ("words", "says"),
     [
         ([], "--name --list --all --print_all"),
-        (["--name", ""], "--name --list --all --print_all"),
+        (["--name", ""], "argument --name: '' names no model"),
         (["--name", "tiny", "--all"], "not allowed with"),
         (["--name", "tiny", "--num_attempts", "0"], "not a positive number"),
         (["--name", "tiny", "--num_attempts", "-1"], "not a positive number"),

@@ -608,3 +608,19 @@ def test_bytes_are_handed_on_as_they_come(server: Hub) -> None:
     server.interfere = drips
     with Transport().get(f"{server.endpoint}/file") as body:
         assert next(iter(body)) == b"x"
+
+
+def test_a_host_that_drops_its_first_connection_is_worth_another_try(server: Hub) -> None:
+    def drops(handler: Handler) -> bool:
+        handler.close_connection = True
+        if len(server.requests) > 1:
+            return sends(b"the bytes")(handler)
+        handler.connection.shutdown(socket.SHUT_RDWR)
+        return True
+
+    server.interfere = drops
+    transport = Transport()
+    with pytest.raises(TransientError) as caught:
+        read(f"{server.endpoint}/file", transport=transport)
+    assert caught.value.what.endswith("did not answer: Remote end closed connection without response")
+    assert read(f"{server.endpoint}/file", transport=transport) == b"the bytes"

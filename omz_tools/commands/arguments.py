@@ -19,7 +19,8 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose long options may be written with dashes or underscores."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        # Open Model Zoo's --mo is no short form of --models_dir.
+        super().__init__(description=description, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,7 +39,9 @@ class Parser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def add_jobs(self) -> None:
-        self.add_argument("-j", "--jobs", type=_jobs, default=1, metavar="N", help="models at a time, or 'auto'")
+        self.add_argument(
+            "-j", "--jobs", type=_jobs, default=1, metavar="N", help="models at a time, or 'auto' (default: 1)"
+        )
 
     def selected(self, args: argparse.Namespace) -> list[zoo.Entry]:
         """The models that the arguments choose; `--print_all` prints and exits here.
@@ -46,8 +49,10 @@ class Parser(argparse.ArgumentParser):
         Raises:
             SelectionError, DescriptorError: see `zoo.find` and `zoo.select`.
         """
-        if not (args.name or args.list or args.all or args.print_all):
+        if args.name is None and not (args.list or args.all or args.print_all):
             self.error("one of the arguments --name --list --all --print_all is required")
+        if args.name is not None and not _patterns(args):
+            self.error(f"argument --name: {args.name!r} names no model")
         entries = zoo.find(args.models_dir)
         if args.print_all:
             print("\n".join(entries))
@@ -80,11 +85,8 @@ def positive(text: str) -> int:
 def _patterns(args: argparse.Namespace) -> list[str]:
     if args.all:
         return ["*"]
-    if args.name:
-        patterns = [pattern.strip() for pattern in args.name.split(",") if pattern.strip()]
-        if not patterns:
-            raise SelectionError(f"--name {args.name!r} names no model", hint="Write one name or pattern at least.")
-        return patterns
+    if args.name is not None:
+        return [pattern.strip() for pattern in args.name.split(",") if pattern.strip()]
     try:
         lines = args.list.read_text(encoding="utf-8").splitlines()
         words = [shlex.split(line, comments=True) for line in lines]

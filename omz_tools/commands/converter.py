@@ -15,7 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 with a FAILED list, or 2 for wrong usage."""
     parser = Parser("Convert downloaded models to ONNX and OpenVINO IR; each result is compared with PyTorch.")
     parser.add_selection()
-    parser.add_argument("-d", "--download_dir", type=Path, default=Path(), metavar="DIR", help="where the models are")
+    parser.add_argument(
+        "-d", "--download_dir", type=Path, default=Path(), metavar="DIR", help="where the models are (default: here)"
+    )
     parser.add_argument(
         "-o", "--output_dir", type=Path, metavar="DIR", help="where to put the results (default: there)"
     )

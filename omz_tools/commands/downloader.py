@@ -15,11 +15,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 with a FAILED list, or 2 for wrong usage."""
     parser = Parser("Download the files of models; each is verified, and none is fetched that is here already.")
     parser.add_selection()
-    parser.add_argument("-o", "--output_dir", type=Path, default=Path(), metavar="DIR", help="where to put the models")
+    parser.add_argument(
+        "-o", "--output_dir", type=Path, default=Path(), metavar="DIR", help="where to put the models (default: here)"
+    )
     parser.add_argument("--cache_dir", type=Path, metavar="DIR", help="keep files here and take them from here")
-    parser.add_argument("--num_attempts", type=positive, default=5, metavar="N", help="tries of each source")
+    parser.add_argument(
+        "--num_attempts", type=positive, default=5, metavar="N", help="tries of each source (default: 5)"
+    )
     parser.add_argument("--precisions", metavar="P[,P...]", help="only files of these precisions (default: all)")
-    parser.add_argument("--progress_format", choices=("text", "json"), default="text", help="for people or programs")
+    parser.add_argument(
+        "--progress_format", choices=("text", "json"), default="text", help="for people or programs (default: text)"
+    )
     parser.add_jobs()
     args = parser.parse(argv)
 
