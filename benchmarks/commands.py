@@ -8,6 +8,7 @@ weights included.
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -44,7 +45,7 @@ def report(name: str, words: list[str], folder: Path, runs: int, fresh: tuple[st
     seconds, memory = zip(*figures, strict=True)
     spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
     print(
-        f"{name:44}  {statistics.median(seconds):7.2f} s  ({spread})  {statistics.median(memory):6.0f} MB", flush=True
+        f"{name:56}  {statistics.median(seconds):7.2f} s  ({spread})  {statistics.median(memory):6.0f} MB", flush=True
     )
 
 
@@ -59,11 +60,19 @@ def main() -> None:
         report("list all models", ["omz_downloader", "--print_all"], folder, args.runs)
         suite("gpt-2-mini", ["--name", "gpt-2-mini"], folder, args.runs)
         if args.gpt2:
-            import checkpoints
-
-            repository = checkpoints.write_repository(folder / "repository", checkpoints.GPT2, seed=0)
-            checkpoints.pin_locally(repository, folder / "models", "gpt-2")
+            # In a process of its own: what the parent holds when it starts a command counts as the command's memory.
+            maker = multiprocessing.get_context("spawn").Process(target=make_checkpoint, args=(folder,))
+            maker.start()
+            maker.join()
             suite("gpt-2, from the local disk", ["--name", "gpt-2", "--models_dir", "models"], folder, args.runs)
+
+
+def make_checkpoint(folder: Path) -> None:
+    """gpt-2 at its true size with random weights, and a descriptor that pins it."""
+    import checkpoints
+
+    repository = checkpoints.write_repository(folder / "repository", checkpoints.GPT2, seed=0)
+    checkpoints.pin_locally(repository, folder / "models", "gpt-2")
 
 
 def suite(title: str, model: list[str], folder: Path, runs: int) -> None:

@@ -205,7 +205,10 @@ def decode(node: Node, kind: type[T], known: Iterable[Mistake] = ()) -> T:
 
 
 def _decode(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
-    return None if node.refused else _value(node, kind, mistakes)
+    if node.refused:
+        mistakes.append(node.mistake("this cannot be read"))  # `parse` has said why, at the same place
+        return None
+    return _value(node, kind, mistakes)
 
 
 def _value(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
