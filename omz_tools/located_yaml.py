@@ -74,8 +74,9 @@ class Node:
         """The node at a path of keys and indices, or the nearest one above it."""
         node = self
         for step in path:
+            inside: Any = node.value if isinstance(node.value, dict | list) else ()
             try:
-                node = node.value[step]
+                node = inside[step]
             except (KeyError, IndexError, TypeError):
                 break
         return node

@@ -248,6 +248,12 @@ def test_everything_refused_about_the_yaml_is_reported_at_once(path: Path) -> No
     assert places(path, text) == [(4, 1), (5, 8), (6, 11), (7, 12), (8, 14), (9, 1)]
 
 
+@pytest.mark.parametrize("value", ["words", "[words]", "[[]]", "{0: 1}", "~", "&a []"])
+def test_an_export_section_of_other_kinds_is_explained(path: Path, value: str) -> None:
+    text = changed("inputs: [{name: input, type: i64, shape: [B, L]}]", f"inputs: {value}")
+    assert mistakes(path, text)
+
+
 def test_all_contradictions_are_reported_at_once(path: Path) -> None:
     text = changed("checkpoint: m", "checkpoint: n")
     text = changed("precisions: [FP16, FP32]", "precisions: [FP16, FP16]", text)
