@@ -181,11 +181,13 @@ class Staging:
         aside = {target: temporary_beside(target) for _, target, _ in reversed(last) if target.exists()}
         done: list[tuple[Path, Path]] = []
         try:
-            for source, target in [*aside.items(), *((hidden, target) for hidden, target, _ in last)]:
-                # An old file that is gone: another run that publishes the same has just moved it.
-                with contextlib.suppress(*([FileNotFoundError] if source in aside else [])):
-                    source.replace(target)
-                    done.append((source, target))
+            for target, old in aside.items():
+                with contextlib.suppress(FileNotFoundError):  # another run that publishes the same has just moved it
+                    target.replace(old)
+                    done.append((target, old))
+            for hidden, target, _ in last:
+                hidden.replace(target)
+                done.append((hidden, target))
         except BaseException as error:  # a signal, too
             stuck = _undo(done)
             if not isinstance(error, OSError):

@@ -8,7 +8,7 @@ few hundred bytes can expand for seconds), merge keys, tags, duplicate keys, dee
 import math
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -182,7 +182,7 @@ class _Builder:
         return text
 
 
-def decode(node: Node, kind: type[T], known: Iterable[Mistake] = ()) -> T:
+def decode(node: Node, kind: type[T], known: Sequence[Mistake] = ()) -> T:
     """Turn nodes into a value of type `kind`: a msgspec Struct of structs, tuples, dicts, unions and checked scalars.
 
     A union is chosen by what stands there: a mapping by its `$type`, else by being a list or a scalar. A class with a

@@ -304,12 +304,13 @@ def _unreachable(url: str, reason: str) -> UnreachableError:
 
 def _reason(error: BaseException) -> str:
     """The innermost reason of a urllib3 error, without the pool and object names around it."""
-    while isinstance(
-        inner := getattr(error, "reason", None) or error.__cause__ or error.args[-1:], BaseException | tuple
-    ):
-        if isinstance(inner, tuple) and not (inner and isinstance(inner[0], BaseException)):
-            break
-        error = inner[0] if isinstance(inner, tuple) else inner
+    while inner := next((e for e in _nested(error) if isinstance(e, BaseException)), None):
+        error = inner
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).partition(": ")[2] if "object at 0x" in str(error) else str(error) or type(error).__name__
+
+
+def _nested(error: BaseException) -> tuple[object, ...]:
+    """The places where urllib3 and Python keep the error that led to another one."""
+    return getattr(error, "reason", None), error.__cause__, *error.args[-1:]
