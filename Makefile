@@ -10,7 +10,7 @@ PROMPT := If the class defines a
 export PIP_CONSTRAINT := $(abspath constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint bench clean
+.PHONY: run test test-faults lint bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -26,6 +26,10 @@ run: $(VENV)/run.stamp
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Kills, failing system calls, cuts and flipped bits in their full number; about an hour.
+test-faults: $(VENV)/dev.stamp
+	OMZ_FAULTS=full $(BIN)/python -m pytest tests/test_faults_*.py tests/test_store_crashes.py tests/test_fuzz.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
 """model.yml as frozen, typed values: a superset of Open Model Zoo's format in which nothing is ever executed."""
 
+import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from msgspec import Meta, Struct
 
@@ -104,6 +105,52 @@ class FileEntry(Struct, frozen=True):
         return tuple(Http(source) if isinstance(source, str) else source for source in given)
 
 
+class Pattern(str):
+    """A regular expression that compiles."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Check a regular expression; raises ValueError."""
+        try:
+            re.compile(text)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{text!r:.80} is no regular expression: {error}") from None
+        return cls(text)
+
+
+class RegexReplace(Struct, frozen=True, tag_field="$type", tag="regex_replace"):
+    """A change to the text of a file.
+
+    Attributes:
+        file: path below the model's folder; a file of the model, or one that comes out of an archive.
+        pattern: what to replace.
+        replacement: by what, with groups of the pattern as Python's `re` writes them.
+        count: how many occurrences are replaced, the first ones, and must be there; 0 for all there are, at least one.
+    """
+
+    file: RelativeName
+    pattern: Pattern
+    replacement: str
+    count: Annotated[int, Meta(ge=0)] = 0
+
+
+class UnpackArchive(Struct, frozen=True, tag_field="$type", tag="unpack_archive"):
+    """An archive whose files go to the folder that it lies in.
+
+    Attributes:
+        format: as Python's `shutil` calls it.
+        file: path below the model's folder.
+    """
+
+    format: Literal["zip", "tar", "gztar", "bztar", "xztar"]
+    file: RelativeName
+
+
+Step = RegexReplace | UnpackArchive
+
+
 class InputInfo(Struct, frozen=True):
     """An input as Open Model Zoo describes it; `shape` and `layout` are what the model's page says."""
 
@@ -162,7 +209,7 @@ class Descriptor(Struct, frozen=True):
     input_info: tuple[InputInfo, ...] = ()
     quantizable: bool = False
     model_info: dict[str, Any] = {}
-    postprocessing: tuple[dict[str, Any], ...] = ()
+    postprocessing: tuple[Step, ...] = ()
     conversion_to_onnx_args: tuple[str, ...] = ()
     model_optimizer_args: tuple[str, ...] = ()
 
@@ -238,8 +285,32 @@ def _contradictions(root: Node) -> list[Mistake]:
             if node.value in seen:
                 found.append(node.mistake(f"{node.value} stands here twice"))
             seen.add(node.value)
+    found += _step_contradictions(root)
     if "export" in (root.value if isinstance(root.value, dict) else ()):
         found += _export_contradictions(root)
+    return found
+
+
+def _step_contradictions(root: Node) -> list[Mistake]:
+    found: list[Mistake] = []
+    originals: dict[str, str] = {}
+    for node in root.items("postprocessing"):
+        try:
+            step = decode(node, RegexReplace)
+        except Mistakes:
+            continue  # of another kind, or reported where they are
+        originals[RelativeName(f"{step.file}.orig").folded] = step.file
+        try:
+            # The replacement is read before the first occurrence is looked for.
+            re.compile(step.pattern).sub(step.replacement, "")
+        except (re.error, IndexError) as error:
+            found.append(node.at("replacement").mistake(f"this cannot replace the pattern: {error}"))
+    for entry in root.items("files"):
+        node = entry.at("name")
+        if isinstance(node.value, str) and (file := originals.get(RelativeName(node.value).folded)):
+            found.append(
+                node.mistake(f"under this name the original of {file!r} is kept, which postprocessing changes")
+            )
     return found
 
 

@@ -1,21 +1,35 @@
 """One pinned file, from wherever it can be had, to verified bytes in place."""
 
 import contextlib
-import hashlib
-import random
+import functools
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
-from omz_tools import files
+from omz_tools import files, partial
+from omz_tools.answers import RangeError
 from omz_tools.descriptor import FileEntry, Source
-from omz_tools.errors import DiskError, IntegrityError, SourceError, UnsupportedError, context
-from omz_tools.sources import location, open_source
+from omz_tools.errors import DiskError, IntegrityError, SourceError, UnreachableError, UnsupportedError, context
+from omz_tools.partial import Partial
+from omz_tools.sources import in_hub_cache, is_remote, location, offline_by_environment
 from omz_tools.store import Store
-from omz_tools.transport import TransientError, Transport
+from omz_tools.transfer import Manner, Transfer
+from omz_tools.transport import Transport
 
-# A server that names a longer wait is asked again after this many seconds, once for each attempt that is left.
-LONGEST_WAIT = 60.0
+# Another process that fetches the same file is waited for as long as its file grows at least this often.
+PATIENCE_SECONDS = 60.0
+
+
+class How(Enum):
+    """How a file comes to be in place."""
+
+    IN_PLACE = "already there"
+    CACHED = "from the cache"
+    IN_HUB_CACHE = "from the Hub's cache"
+    FETCHED = "fetched"
 
 
 @dataclass(frozen=True)
@@ -25,14 +39,45 @@ class Means:
     Attributes:
         transport: the connections; closing it ends the run.
         store: the cache, or None to do without.
-        attempts: how often a source is tried before the next one is.
+        attempts: how often a source is tried without progress before the next one is.
+        connections: how many are used for one large file.
+        offline: whether to do without the network.
         note: called with a line for the user.
     """
 
     transport: Transport
     store: Store | None
     attempts: int
+    connections: int
+    offline: bool
     note: Callable[[str], None]
+
+    @property
+    def is_offline(self) -> bool:
+        return self.offline or offline_by_environment()
+
+
+@dataclass(frozen=True)
+class Want:
+    """A file to be brought.
+
+    Attributes:
+        entry: what it must be and where it may come from.
+        target: where it goes.
+        folder: the descriptor's folder, where local sources begin.
+    """
+
+    entry: FileEntry
+    target: Path
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        return self.entry.size
+
+    @property
+    def digest(self) -> str:
+        return self.entry.digest.value
 
 
 def is_right(path: Path, entry: FileEntry) -> bool:
@@ -42,112 +87,252 @@ def is_right(path: Path, entry: FileEntry) -> bool:
     return files.digest_of(path, entry.digest.algorithm) == entry.digest.value
 
 
-def fetch(entry: FileEntry, target: Path, folder: Path, means: Means, progress: Callable[[int], None]) -> str:
-    """Bring one file to `target`, and say how: "already there", "from the cache" or "fetched".
+def foresee(want: Want, means: Means) -> How:
+    """How a file will come to be in place; what is in place already is verified, what a cache has is not yet."""
+    entry = want.entry
+    with files.disk_errors("Reading", want.target):
+        if is_right(want.target, entry):
+            return How.IN_PLACE
+    with contextlib.suppress(OSError):
+        if means.store and means.store.path(entry.digest).lstat().st_size == entry.size:
+            return How.CACHED
+    if any(in_hub_cache(source, entry.digest) for source in entry.sources):
+        return How.IN_HUB_CACHE
+    return How.FETCHED
 
-    Until the new bytes are whole and right, whatever `target` was before stays as it was.
+
+def kept(want: Want, means: Means) -> int:
+    """The number of bytes of a file that an earlier run left where this one looks for them."""
+    folder, name = _workplaces(want, means)[0]
+    return partial.kept(folder, name, want.digest, want.size)
+
+
+def _workplaces(want: Want, means: Means) -> list[tuple[Path, str]]:
+    """Where the file grows, and by which name: in the cache, or if that cannot be used, beside the target."""
+    places = [(want.target.parent, want.target.name)]
+    if means.store:
+        # There other runs find what this one leaves, wherever their output goes.
+        places.insert(0, (means.store.partials, want.digest))
+    return places
+
+
+def tidy(want: Want, means: Means) -> None:
+    """Remove what runs that were killed left of a file that is in place."""
+    for folder, name in _workplaces(want, means):
+        partial.sweep(folder, name)
+
+
+def fetch(want: Want, means: Means, began: Callable[[int], None], progress: Callable[[int], None]) -> How:
+    """Bring one file that is not in place, and say how it came.
+
+    Until the new bytes are whole and right, whatever the target was before stays as it was.
 
     Args:
-        entry: what the file must be and where it may come from.
-        target: where it goes.
-        folder: the descriptor's folder, where local sources begin.
+        want: the file.
         means: connections, cache and patience.
-        progress: called with the number of bytes received so far.
+        began: called with the number of bytes that an earlier run left, before more come.
+        progress: called with the number of bytes there are so far.
 
     Raises:
         SourceError, UnreachableError, UnsupportedError: from the last source tried; the others are in its hint.
-        IntegrityError: every source that answered sent other bytes.
+        IntegrityError: every source that answered has other bytes.
         DiskError: the disk is full or read-only.
     """
-    with files.disk_errors("Reading", target):
-        if is_right(target, entry):
-            return "already there"
-    files.room_for(target.parent, entry.size)
-    with files.replacing(target) as temporary, files.disk_errors("Writing", target):
-        if means.store and means.store.take(entry.digest, entry.size, temporary):
-            return "from the cache"
-        _from_sources(entry, temporary, folder, means, progress)
-        if means.store:
-            try:
-                means.store.put(entry.digest, temporary)
-            except DiskError as error:
-                means.note(f"... not kept in the cache: {error.what}")
-    return "fetched"
+    how = _from_near(want, means) or _from_afar(want, means, began, progress)
+    tidy(want, means)
+    return how
 
 
-def _from_sources(
-    entry: FileEntry, temporary: Path, folder: Path, means: Means, progress: Callable[[int], None]
-) -> None:
-    failures: list[str] = []
-    for number, source in enumerate(entry.sources, start=1):
+def _from_afar(want: Want, means: Means, began: Callable[[int], None], progress: Callable[[int], None]) -> How:
+    own = _obtain(want, means, began, progress)
+    if isinstance(own, How):
+        return own
+    with own:
+        _deliver(own, want, means)
+    return How.FETCHED
+
+
+def _from_near(want: Want, means: Means) -> How | None:
+    """Take the file from one of the caches, if they have it."""
+    entry, store = want.entry, means.store
+    has = store and os.path.lexists(store.path(entry.digest))
+    if store and has and _place(want, lambda path: store.take(entry.digest, entry.size, path)):
+        return How.CACHED
+    cached = [path for source in entry.sources for path in in_hub_cache(source, entry.digest)]
+    if any(_place(want, functools.partial(_copy_verified, path, entry, means)) for path in cached):
+        return How.IN_HUB_CACHE
+    return None
+
+
+def _copy(whole: Path, path: Path) -> bool:
+    files.copy(whole, path)
+    return True
+
+
+def _copy_verified(cached: Path, entry: FileEntry, means: Means, path: Path) -> bool:
+    try:
+        files.copy(cached, path)
+    except OSError as error:
+        means.note(f"... {cached} cannot be copied: {error.strerror}")
+        return False
+    if not is_right(path, entry):
+        means.note(f"... {cached} is damaged; it is left as it is, and not used")
+        return False
+    if means.store:
+        _keep(means, lambda store: store.put(entry.digest, path))
+    return True
+
+
+def _keep(means: Means, put: Callable[[Store], None]) -> None:
+    """What cannot be kept in the cache is no failure of the download."""
+    if means.store:
         try:
-            _from_source(source, entry, temporary, folder, means, progress)
+            put(means.store)
+        except DiskError as error:
+            means.note(f"... not kept in the cache: {error.what}")
+
+
+def _place(want: Want, fill: Callable[[Path], bool]) -> bool:
+    """Let `fill` write a hidden file, and move it to the target if that says that it is right."""
+    with (
+        files.disk_errors("Writing", want.target),
+        Partial.begin(want.target.parent, want.target.name, "c", want.size) as own,
+    ):
+        if not fill(own.path):
+            return False
+        files.sync(own.path)
+        _move(own.path, want.target)
+        return True
+
+
+def _move(path: Path, target: Path) -> None:
+    path.replace(target)
+    with contextlib.suppress(OSError):  # it is in place
+        files.sync(target.parent)
+
+
+def _obtain(want: Want, means: Means, began: Callable[[int], None], progress: Callable[[int], None]) -> Partial | How:
+    """The file, whole and right under a hidden name; or how someone else has brought it meanwhile."""
+    places = _workplaces(want, means)
+    for number, (folder, name) in enumerate(places, start=1):
+        try:
+            return _obtain_in(folder, name, want, means, began, progress)
+        except DiskError as error:
+            if number == len(places):
+                raise
+            means.note(f"... {error.what}; doing without the cache")
+    raise AssertionError("there is always a place")
+
+
+def _obtain_in(
+    folder: Path, name: str, want: Want, means: Means, began: Callable[[int], None], progress: Callable[[int], None]
+) -> Partial | How:
+    is_stuck = False
+    while True:
+        if not is_stuck and _at_work(folder, name, want):
+            is_stuck = not _wait_for_another(folder, name, want, means)
+            if how := _brought_by_another(want, means):
+                return how
+            continue
+        own = Partial.begin(folder, name, want.digest, want.size)
+        try:
+            if not is_stuck and not own.goes_first:
+                own.close(keep=False)
+                continue
+            own.adopt()
+            began(own.held)
+            with files.disk_errors("Writing", folder / want.target.name):
+                _from_sources(want, own, means, progress)
+        except BaseException as error:
+            own.close()
+            if isinstance(error, SourceError) and (held := partial.kept(folder, name, want.digest, want.size)):
+                error.hint = f"{error.hint}\n{held:,} bytes are kept; the next run goes on after them.".strip()
+            raise
+        return own
+
+
+def _at_work(folder: Path, name: str, want: Want) -> Path | None:
+    return partial.at_work(folder, name, partial.version_of(want.digest))
+
+
+def _wait_for_another(folder: Path, name: str, want: Want, means: Means) -> bool:
+    """Wait until no other process fetches the file; False if one does and it no longer grows."""
+    means.note("... another process is fetching it; waiting for that")
+    seen, since = "", time.monotonic()
+    while other := _at_work(folder, name, want):
+        with contextlib.suppress(FileNotFoundError):
+            now = f"{other.name} {other.stat().st_mtime_ns}"
+            if now != seen:
+                seen, since = now, time.monotonic()
+        if time.monotonic() - since > PATIENCE_SECONDS:
+            means.note("... that makes no progress; fetching it beside")
+            return False
+        means.transport.pause(0.1)
+    return True
+
+
+def _brought_by_another(want: Want, means: Means) -> How | None:
+    with files.disk_errors("Reading", want.target):
+        return How.IN_PLACE if is_right(want.target, want.entry) else _from_near(want, means)
+
+
+def _deliver(own: Partial, want: Want, means: Means) -> None:
+    """Put the file in its place; from the cache's folder, into the cache first."""
+    with files.disk_errors("Writing", want.target), own.whole() as whole:
+        if whole.parent == want.target.parent:
+            _move(whole, want.target)
             return
+        _keep(means, lambda store: store.keep(want.entry.digest, whole))
+        if whole.exists():  # it could not be kept
+            _place(want, lambda path: _copy(whole, path))
+            whole.unlink()
+        elif not _from_near(want, means):
+            raise DiskError(
+                f"{means.store and means.store.path(want.entry.digest)} was removed as soon as it was there",
+                hint="Another process collects what is in the cache. Run it again.",
+            )
+
+
+def _from_sources(want: Want, own: Partial, means: Means, progress: Callable[[int], None]) -> None:
+    failures: list[str] = []
+    sources = want.entry.sources
+    for number, source in enumerate(sources, start=1):
+        try:
+            _from_source(source, want, own, means, progress)
         except (SourceError, IntegrityError, UnsupportedError) as error:
-            if number == len(entry.sources):
+            if number == len(sources):
                 if failures:
                     error.hint = "\n".join([error.hint, "Tried before it:", *failures]).strip()
                 raise
             failures.append(f"- {error.what}")
             means.note(f"... {error.what}; trying the next source")
-
-
-def _from_source(
-    source: Source, entry: FileEntry, temporary: Path, folder: Path, means: Means, progress: Callable[[int], None]
-) -> None:
-    """Try one source as often as it is worth it."""
-    mismatched = False
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            _transfer(source, entry, temporary, folder, means, progress)
+        else:
+            if failures:
+                means.note(f"... taken from {location(source, want.folder)}")
             return
-        except TransientError as error:
-            if attempt >= means.attempts:
-                error.hint = f"Tried {attempt} times. {error.hint}".strip()
-                raise
-            wait = min(LONGEST_WAIT, max(error.retry_after, 0.5 * 2 ** (attempt - 1) * random.uniform(0.5, 1)))  # noqa: S311
-            means.note(f"... {error.what}; trying again in {wait:.1f} s")
-            means.transport.pause(wait)
-        except IntegrityError:
-            if mismatched:
-                raise
-            mismatched = True  # one fresh try: the bytes may have been damaged on the way
 
 
-def _transfer(
-    source: Source, entry: FileEntry, temporary: Path, folder: Path, means: Means, progress: Callable[[int], None]
-) -> None:
-    """Stream the source into `temporary`, hashing as it comes, and check size and digest."""
-    place = location(source, folder)
-    hasher = hashlib.new(entry.digest.algorithm)
-    done = 0
-    with contextlib.ExitStack() as stack:
-        length, chunks = stack.enter_context(open_source(source, folder, means.transport))
-        if length is not None and length != entry.size:
-            raise _wrong(place, f"{length:,} bytes", f"{entry.size:,}")
-        file = stack.enter_context(temporary.open("wb"))
-        for chunk in chunks:
-            done += len(chunk)
-            if done > entry.size:
-                raise _wrong(place, f"more than {entry.size:,} bytes", f"{entry.size:,}")
-            hasher.update(chunk)
-            file.write(chunk)
-            progress(done)
-    if done != entry.size:
-        raise TransientError(f"the transfer from {place} ended after {done:,} of {entry.size:,} bytes")
-    if hasher.hexdigest() != entry.digest.value:
-        kind = entry.digest.algorithm
-        raise _wrong(place, f"a file with {kind} {hasher.hexdigest()}", entry.digest.value)
+def _from_source(source: Source, want: Want, own: Partial, means: Means, progress: Callable[[int], None]) -> None:
+    """Bring what is missing; where that does not fit what is there, once more from the beginning."""
+    if is_remote(source) and means.is_offline:
+        raise UnreachableError(
+            f"{location(source, want.folder)} is not fetched: --offline or HF_HUB_OFFLINE is set",
+            hint="No cache has the file. Run once without it, or give the folder of an earlier download's --cache_dir.",
+        )
 
+    def transfer(manner: Manner) -> None:
+        Transfer(source, want.folder, want.entry, own, means.transport, manner).run(progress)
 
-def _wrong(place: str, found: str, wanted: str) -> IntegrityError:
-    return IntegrityError(
-        f"{place} gives {found}, the descriptor pins {wanted}",
-        hint="Nothing was stored. The source has other bytes than the descriptor: check the pinned revision, and any "
-        "proxy or mirror on the way.",
-    )
+    try:
+        transfer(Manner(means.attempts, means.connections, ranges=True, note=means.note))
+    except (IntegrityError, RangeError) as error:
+        means.note(f"... {error.what}; once more from the beginning")
+        own.clear()
+        try:
+            transfer(Manner(means.attempts, 1, ranges=not isinstance(error, RangeError), note=means.note))
+        except (IntegrityError, RangeError):
+            own.clear()
+            raise
 
 
 def check(entry: FileEntry, path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,17 @@ from typing import Self
 
 from omz_tools.errors import DiskError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 CHUNK = 1 << 20
+
+# Of linux/fs.h; Python has it since 3.13. Where the number is another one, the call fails and the next way is taken.
+_FICLONE = 0x40049409
+# Of one call to the kernel, so that a signal does not wait for more.
+_KERNEL_CHUNK = 64 << 20
 
 UNCHANGED = (
     "Make room there, or choose a folder you may write to with -o/--output_dir. What was there before is unchanged."
@@ -81,6 +92,36 @@ def digest_of(path: Path, algorithm: str) -> str:
     """Hex digest of a file; `algorithm` is a name that hashlib knows."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Make `target` a file of its own, of the usual mode, with the bytes of `source`, as cheaply as the system can.
+
+    Where the file system can, both share their blocks until one is written to; else the kernel copies, if it can.
+    """
+    with source.open("rb") as old, target.open("wb") as new:
+        done = _copy_in_kernel(old.fileno(), new.fileno())
+        old.seek(done)
+        new.seek(done)
+        shutil.copyfileobj(old, new, CHUNK)
+
+
+def _copy_in_kernel(source: int, target: int) -> int:
+    """Copy without the bytes passing through this process; the number of bytes from the first one on that got there.
+
+    No error ends it: these calls fail for reasons of their own, other ones on each file system; that a disk is full or
+    broken, copying the rest in the plain way finds out, too.
+    """
+    if fcntl and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(target, _FICLONE, source)
+            return os.fstat(target).st_size
+    done = 0
+    if hasattr(os, "copy_file_range"):
+        with contextlib.suppress(OSError):
+            while count := os.copy_file_range(source, target, _KERNEL_CHUNK, done, done):
+                done += count
+    return done
 
 
 def temporary_beside(target: Path) -> Path:
@@ -236,11 +277,19 @@ def room_for(folder: Path, size: int) -> None:
     Raises:
         DiskError: it has not.
     """
-    with disk_errors("Looking at", folder):
-        existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
-        free = shutil.disk_usage(existing).free
+    _, free = disk_of(folder)
     if free < size:
         raise DiskError(
             f"{size / 1e6:,.1f} MB are needed in {folder} and {free / 1e6:,.1f} MB are free",
             hint="Make room there, or choose another folder with -o/--output_dir.",
         )
+
+
+def disk_of(folder: Path) -> tuple[int, int]:
+    """The number of the disk that `folder`, which need not exist yet, lies on, and the bytes that are free there."""
+    with disk_errors("Looking at", folder):
+        for existing in (folder.absolute(), *folder.absolute().parents):
+            # Another run may remove what it made at any moment.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                return existing.stat().st_dev, shutil.disk_usage(existing).free
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

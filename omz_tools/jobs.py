@@ -78,4 +78,4 @@ def _begin_process() -> None:
 
 
 def _in_process(work: Callable[[Entry, Reporter], None], entry: Entry) -> None:
-    work(entry, PlainReporter(prefix=f"[{entry.name}] "))
+    work(entry, PlainReporter(model=entry.name))

@@ -283,6 +283,9 @@ def _union(node: Node, options: tuple[Any, ...], mistakes: list[Mistake]) -> Any
             mistakes.append(tag.mistake(f"'$type' must be one of {', '.join(map(str, tags))}"))
             return None
         return _struct(node, tags[tag.value], mistakes)
+    if not others:
+        mistakes.append(node.mistake(f"a mapping is needed here, not {_name(node.value)}"))
+        return None
     if node.value is None and type(None) in options:
         return None
     fitting = [o for o in others if (get_origin(o) is tuple) == isinstance(node.value, list) and o is not type(None)]

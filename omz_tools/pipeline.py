@@ -4,67 +4,101 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from omz_tools import checkpoint, download, ir, onnx_export, verify
+from omz_tools import checkpoint, download, ir, onnx_export, postprocess, verify
 from omz_tools.checkpoint import Checkpoint
-from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
+from omz_tools.descriptor import PRECISIONS, Export, Precision
+from omz_tools.download import How, Want
 from omz_tools.errors import MissingError, UnsupportedError, context
 from omz_tools.files import Staging, disk_errors, room_for
 from omz_tools.progress import Reporter, size_text
 from omz_tools.zoo import Model
 
 
-def download_model(
-    model: Model, output_dir: Path, precisions: Iterable[str], means: download.Means, reporter: Reporter
-) -> None:
-    """Bring a model's files to `output_dir/<subdirectory>/`, each one verified.
+@dataclass(frozen=True)
+class Download:
+    """What there is to do for one model.
+
+    Attributes:
+        model: what to download.
+        folder: where its files go.
+        wants: its files, and how each will come to be in place.
+    """
+
+    model: Model
+    folder: Path
+    wants: tuple[tuple[Want, How], ...]
+
+    @property
+    def missing(self) -> int:
+        """The number of bytes that are not in place."""
+        return sum(want.entry.size for want, how in self.wants if how is not How.IN_PLACE)
+
+
+def plan_download(model: Model, output_dir: Path, precisions: Iterable[str], means: download.Means) -> Download:
+    """See what is to be done to have a model's files, verified, in `output_dir/<subdirectory>/`.
 
     Args:
         model: what to download.
         output_dir: where the tree of models begins.
         precisions: files below a folder named after another precision are left out.
         means: connections, cache and patience.
-        reporter: hears of every file.
+
+    Raises:
+        DiskError: what is in place cannot be read.
+    """
+    with context(f"model {model.name}"):
+        folder = output_dir / model.subdirectory
+        unwanted = set(PRECISIONS) - set(precisions)
+        steps = model.descriptor.postprocessing
+        wants = [
+            Want(entry, folder / postprocess.fetched_as(steps, entry.name), model.folder)
+            for entry in model.descriptor.files
+            if entry.name.split("/")[0] not in unwanted
+        ]
+        return Download(model, folder, tuple((want, download.foresee(want, means)) for want in wants))
+
+
+def carry_out(plan: Download, means: download.Means, reporter: Reporter) -> None:
+    """Bring a model's files to their places, each one verified.
 
     Raises:
         OmzError: of the first file that failed; the files before it stay, the ones after it are not tried.
     """
+    model = plan.model
     with context(f"model {model.name}"):
-        if model.descriptor.postprocessing:
-            steps = ", ".join(sorted({str(step.get("$type", "?")) for step in model.descriptor.postprocessing}))
-            raise UnsupportedError(
-                f"its descriptor asks for postprocessing ({steps}), which this package does not do",
-                hint="Nothing was downloaded. Use a descriptor without postprocessing.",
-            )
-        unwanted = set(PRECISIONS) - set(precisions)
-        wanted = [entry for entry in model.descriptor.files if entry.name.split("/")[0] not in unwanted]
-        reporter.model_begin(model.name, len(wanted))
+        reporter.model_begin(model.name, len(plan.wants))
         successful = False
         try:
-            for entry in wanted:
-                _download_file(model, entry, output_dir, means, reporter)
+            for want, how in plan.wants:
+                _bring(model, want, how, means, reporter)
+            if model.descriptor.postprocessing:
+                reporter.postprocessing_begin(model.name)
+                postprocess.apply(model.descriptor.postprocessing, plan.folder, reporter.note)
+                reporter.postprocessing_end(model.name)
             successful = True
-            total = size_text(sum(entry.size for entry in wanted))
-            place = output_dir / model.subdirectory
-            reporter.about(model.name, f"{len(wanted)} files, {total}, all verified, are in {place}")
+            total = size_text(sum(want.entry.size for want, _ in plan.wants))
+            reporter.about(model.name, f"{len(plan.wants)} files, {total}, all verified, are in {plan.folder}")
         finally:
             reporter.model_end(model.name, successful)
 
 
-def _download_file(model: Model, entry: FileEntry, output_dir: Path, means: download.Means, reporter: Reporter) -> None:
-    target = output_dir / model.subdirectory / entry.name
-    reporter.file_begin(model.name, entry.name, entry.size, str(target))
-    how = None
+def _bring(model: Model, want: Want, how: How, means: download.Means, reporter: Reporter) -> None:
+    name, size = want.entry.name, want.entry.size
+    reporter.file_begin(model.name, name, size, str(want.target))
+    came: How | None = how if how is How.IN_PLACE else None
     try:
-        with context(f"file {target}"):
-            how = download.fetch(
-                entry,
-                target,
-                model.folder,
-                means,
-                lambda done: reporter.file_progress(model.name, entry.name, done, entry.size),
-            )
+        with context(f"file {want.target}"):
+            if came:
+                download.tidy(want, means)
+            else:
+                came = download.fetch(
+                    want,
+                    means,
+                    lambda done: reporter.file_resumed(model.name, name, done, size) if done else None,
+                    lambda done: reporter.file_progress(model.name, name, done, size),
+                )
     finally:
-        reporter.file_end(model.name, entry.name, how)
+        reporter.file_end(model.name, name, came.value if came else None)
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,27 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
 
 from omz_tools.errors import OmzError
 
-# Without a terminal, a long transfer says something this often: never silence, never a bar.
+# Without a terminal, a transfer says something this often: never silence, never a bar.
 PLAIN_SECONDS = 5.0
+BAR_SECONDS = 0.25
 JSON_SECONDS = 0.5
+# A speed is that of the last seconds: it follows what happens, and does not jump.
+SPEED_SECONDS = 10.0
+
+_HEADING = "################|| {} ||################"
 
 
 def size_text(size: float) -> str:
@@ -28,38 +37,91 @@ def size_text(size: float) -> str:
     return f"{size:,.1f} GB"
 
 
+class _Transfer:
+    """Bytes on their way, of one file or of all files together.
+
+    Attributes:
+        size: bytes there will be; 0 if nobody knows.
+        done: bytes that are there, wherever they came from.
+        received: bytes that came since it began; it never falls, and speed is made of it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.done, self.received = size, 0, 0
+        self.began = time.monotonic()
+        self._samples = deque([(self.began, 0)])
+
+    @property
+    def percent(self) -> int:
+        return min(100, self.done * 100 // self.size) if self.size > 0 else 0
+
+    def figures(self) -> tuple[str, str]:
+        """The speed of late, and the time left at this speed as a clock shows it."""
+        now = time.monotonic()
+        self._samples.append((now, self.received))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - SPEED_SECONDS:
+            self._samples.popleft()
+        since, before = self._samples[0]
+        speed = (self.received - before) / max(now - since, 1e-3)
+        if not speed:
+            return "waiting", "-:--"
+        seconds = round(max(0, self.size - self.done) / speed)
+        hours, clock = seconds // 3600, f"{seconds // 60 % 60}:{seconds % 60:02}"
+        return f"{size_text(speed)}/s", f"{hours}:{clock:0>5}" if hours else clock
+
+    def __str__(self) -> str:
+        speed, left = self.figures()
+        amount = size_text(self.done)
+        if self.size > 0:
+            amount = f"{self.percent}%, {amount} of {size_text(self.size)}"
+        return f"{amount}, {speed}" + (f", {left} left" if self.size > 0 and speed != "waiting" else "")
+
+
 class Reporter:
     """Headings, notes and errors as text: notes to standard output, errors to standard error.
 
     Subclasses show the progress of downloads. All methods may be called from several threads.
 
     Attributes:
-        prefix: stands before each line, for a process that works on one model beside others.
-        several: whether models are worked on at once, so that lines about files must say which model they are about.
+        several: whether models are worked on at once, so that each line must say which model it is about: the one that
+            is named, or else the one that the thread works on.
+        pause: seconds from one look at how far it is to the next; None for none at all.
     """
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None, *, prefix: str = "") -> None:
-        self.out = out or sys.stdout
-        self.err = err or sys.stderr
-        self.prefix = prefix
-        self.several = False
-        self._lock = threading.Lock()
+    pause: float | None = None
 
-    def _write(self, stream: TextIO, text: str) -> None:
-        lines = "".join(f"{self.prefix}{line}\n" for line in text.split("\n"))
-        with self._lock:
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None, *, model: str = "") -> None:
+        """`model` is the one that this process works on, beside others that work on other models."""
+        self.out = self.text = out or sys.stdout
+        self.err = err or sys.stderr
+        self.several = bool(model)
+        self._thread = threading.local()
+        self._thread.model = model
+        self._output = threading.Lock()
+        self._counting = threading.Lock()  # never held while something is written
+        self._files: dict[tuple[str, str], _Transfer] = {}
+        self._all = _Transfer(0)
+        self._fault: OSError | None = None
+
+    def _write(self, stream: TextIO, text: str, model: str = "") -> None:
+        model = model or getattr(self._thread, "model", "")
+        label = f"[{model}] " if self.several and model else ""
+        self._put(stream, "".join(f"{label}{line}\n" for line in text.split("\n")))
+
+    def _put(self, stream: TextIO, lines: str) -> None:
+        with self._output:
             stream.write(lines)
             stream.flush()
 
     def note(self, text: str) -> None:
-        self._write(self.out, text)
+        self._write(self.text, text)
 
     def about(self, model: str, text: str) -> None:
         """A line about a file of a model."""
-        self.note(f"[{model}] {text}" if self.several else text)
+        self._write(self.text, text, model)
 
     def heading(self, text: str) -> None:
-        self.note(f"################|| {text} ||################")
+        self.note(_HEADING.format(text))
 
     def section(self, text: str) -> None:
         self.note(f"========== {text}")
@@ -69,92 +131,190 @@ class Reporter:
 
     def failed(self, names: list[str]) -> None:
         """The models that failed, in Open Model Zoo's form."""
-        self._write(self.out, "\n".join(["FAILED:", *names]))
+        self.note("\n".join(["FAILED:", *names]))
+
+    def _event(self, kind: str, model: str, text: str = "", **fields: object) -> None:
+        """Something happened: `text` says so to people, if there is any; `kind` and `fields` say so to programs."""
+        if text:
+            self.about(model, text)
 
     def model_begin(self, model: str, files: int) -> None:
-        self.heading(f"Downloading {model}")
+        self._event("model_download_begin", model, _HEADING.format(f"Downloading {model}"), num_files=files)
+        self._thread.model = model
 
     def model_end(self, model: str, successful: bool) -> None:
-        pass
+        self._event("model_download_end", model, successful=successful)
+        self._thread.model = ""
+
+    def postprocessing_begin(self, model: str) -> None:
+        self._event("model_postprocessing_begin", model, "========== Postprocessing")
+        self._thread.model = model
+
+    def postprocessing_end(self, model: str) -> None:
+        self._event("model_postprocessing_end", model)
+        self._thread.model = ""
 
     def file_begin(self, model: str, name: str, size: int, target: str) -> None:
-        self.about(model, f"========== Downloading {target}")
+        text = f"========== Downloading {target}"
+        self._event("model_file_download_begin", model, text, model_file=name, size=size)
+        with self._counting:
+            self._files[model, name] = _Transfer(size)
+
+    def file_resumed(self, model: str, name: str, done: int, size: int) -> None:
+        """`done` bytes of a file were kept from an earlier run; with 0, the file begins again after all."""
+        self._move(model, name, done, came=False)
+        text = f"... going on after {size_text(done)} of {size_text(size)}" if done else "... beginning again"
+        self._event("model_file_download_progress", model, text, model_file=name, size=done)
 
     def file_progress(self, model: str, name: str, done: int, size: int) -> None:
-        pass
+        """`done` bytes of a file are there; fewer than before when it is tried afresh."""
+        self._move(model, name, done, came=True)
+
+    def _move(self, model: str, name: str, done: int, *, came: bool) -> None:
+        if self._fault:
+            raise self._fault
+        with self._counting:
+            file = self._files[model, name]
+            step = done - file.done
+            for transfer in (file, self._all):
+                transfer.done += step
+                transfer.received += max(0, step) if came else 0
 
     def file_end(self, model: str, name: str, how: str | None) -> None:
-        """`how` the file came to be in place ("fetched", "from the cache", "already there"), None if it failed."""
-        if how not in (None, "fetched"):
-            self.about(model, f"... {how}")
+        """`how` the file came to be in place: "already there", "from the cache", "fetched"; None if it failed."""
+        with self._counting:
+            file = self._files.pop((model, name))
+            # What was there is not brought; what failed is not on its way any more.
+            self._all.done += (file.size if how not in (None, "already there") else 0) - file.done
+            self._all.size -= 0 if how else file.size
+        text, seconds = f"... {how}" if how else "", time.monotonic() - file.began
+        if how == "fetched":
+            text = f"... 100%, {size_text(file.size)} of {size_text(file.size)}"
+            # The speed of what took no time means nothing.
+            text += f", {size_text(file.received / seconds)}/s, {seconds:.1f} s" if seconds >= 0.1 else ""
+        self._event("model_file_download_end", model, text, model_file=name, successful=how is not None)
+
+    def _show(self) -> None:
+        """Say how far it is: called at the clock's pace and not the work's, also when nothing comes."""
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Around all the work, for what must be begun and ended once."""
-        yield
+    def running(self, total: int = 0) -> Iterator[None]:
+        """Around all the work, which is going to bring `total` bytes; 0 if nobody knows."""
+        self._all = _Transfer(total)
+        ended = threading.Event()
+
+        def repeat() -> None:
+            try:
+                while not ended.wait(self.pause):
+                    self._show()
+            except OSError as error:  # nobody reads any more; whoever does the work has to know
+                self._fault = error
+
+        thread = threading.Thread(target=repeat, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 class PlainReporter(Reporter):
     """A line now and then: for CI, pipes and log files."""
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None, *, prefix: str = "") -> None:
-        super().__init__(out, err, prefix=prefix)
-        self._began: dict[tuple[str, str], float] = {}
-        self._said: dict[tuple[str, str], float] = {}
+    pause = PLAIN_SECONDS
 
-    def file_begin(self, model: str, name: str, size: int, target: str) -> None:
-        super().file_begin(model, name, size, target)
-        self._began[model, name] = self._said[model, name] = time.monotonic()
-
-    def file_progress(self, model: str, name: str, done: int, size: int) -> None:
-        now = time.monotonic()
-        if done < size and now - self._said[model, name] < PLAIN_SECONDS:
-            return
-        self._said[model, name] = now
-        seconds = now - self._began[model, name]
-        share = done * 100 // size if size else 100
-        line = f"... {share}%, {size_text(done)} of {size_text(size)}"
-        # The speed of what took no time means nothing.
-        self.about(model, f"{line}, {size_text(done / seconds)}/s, {seconds:.1f} s" if seconds >= 0.1 else line)
+    def _show(self) -> None:
+        with self._counting:
+            files = [(model, name, str(file)) for (model, name), file in self._files.items()]
+            more = self._all.size > sum(file.size for file in self._files.values())
+            rest = f"in all {self._all}" if more or len(files) > 1 else ""
+        if len(files) == 1:
+            [(model, _, state)] = files
+            self.about(model, f"... {state}; {rest}" if rest else f"... {state}")
+        elif len(files) <= 4:
+            for model, name, state in files:
+                self.about(model, f"... {name}: {state}")
+        if len(files) > 1:
+            self.note(f"... {len(files)} files at a time; {rest}")
 
 
 class TerminalReporter(Reporter):
-    """One bar for each file that is on its way."""
+    """Below the text, a bar for each file that is on its way and one for all of them."""
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None, *, prefix: str = "") -> None:
-        super().__init__(out, err, prefix=prefix)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(file=self.out),
-            transient=True,
-        )
-        self._tasks: dict[tuple[str, str], object] = {}
+    pause = BAR_SECONDS
 
-    def _write(self, stream: TextIO, text: str) -> None:
-        with self._progress._lock:
-            console = self._progress.console if stream is self.out else Console(file=stream)
-            for line in text.split("\n"):
-                console.print(f"{self.prefix}{line}", markup=False, highlight=False, soft_wrap=True)
-
-    def file_begin(self, model: str, name: str, size: int, target: str) -> None:
-        super().file_begin(model, name, size, target)
-        self._tasks[model, name] = self._progress.add_task(name, total=size)
-
-    def file_progress(self, model: str, name: str, done: int, size: int) -> None:
-        self._progress.update(self._tasks[model, name], completed=done)  # type: ignore[arg-type]
-
-    def file_end(self, model: str, name: str, how: str | None) -> None:
-        self._progress.remove_task(self._tasks.pop((model, name)))  # type: ignore[arg-type]
-        super().file_end(model, name, how)
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        super().__init__(out, err)
+        self._console = Console(file=self.out, force_terminal=True)
+        self._bars: list[Text] = []
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        with self._progress:
-            yield
+    def running(self, total: int = 0) -> Iterator[None]:
+        try:
+            with super().running(total):
+                yield
+        finally:
+            with self._output:
+                self._draw([])
+
+    def _put(self, stream: TextIO, lines: str) -> None:
+        with self._output:
+            bars = self._bars
+            self._draw([])
+            stream.write(lines)
+            stream.flush()
+            self._draw(bars)
+
+    def _draw(self, bars: list[Text]) -> None:
+        """Put bars in the place of those that are there."""
+        # A terminal that was made narrower has broken the old ones over several lines.
+        height = sum(-(-bar.cell_len // self._console.width) for bar in self._bars)
+        with self._console:  # all at once: nothing flickers
+            self._console.control(Control(*[(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)] * height))
+            for bar in bars:
+                self._console.print(bar, soft_wrap=True)
+        self._bars = bars
+
+    def _show(self) -> None:
+        late, room = time.monotonic() - 0.5, max(1, min(16, self._console.height - 4))
+        with self._counting:
+            # What is here in no time needs no bar.
+            files = [(*key, file) for key, file in self._files.items() if file.done or file.began < late]
+            bars = [self._bar(f"{model}: " if self.several else "", name, file) for model, name, file in files[:room]]
+            bars += [Text(f"and {len(files) - room} more files")] if len(files) > room else []
+            bars += [self._bar("TOTAL", "", self._all)] if self._all.size > 0 else []
+        with self._output:
+            self._draw(bars)
+
+    def _bar(self, label: str, name: str, transfer: _Transfer) -> Text:
+        """Name, bar, speed and time left in one line; how much of what, too, where there is room for it."""
+        encoding = self._console.encoding
+        width = min(self._console.width, 120) - 1  # in the last column some terminals begin a new line
+        speed, left = transfer.figures()
+        figures, gap = f"{speed:>10} {left:>7}", " "
+        if width >= 60:
+            figures, gap = f"{transfer.percent:3}% of {size_text(transfer.size):>8}  {speed:>10}  {left:>7}", "  "
+        free = max(2, width - len(figures) - 2 * len(gap))
+        room = free * 3 // 5
+        if cell_len(label + name) > room:
+            name = name.rsplit("/", 1)[-1]
+        name = label + name
+        if cell_len(name) > room:
+            name = set_cell_size(name, room - 1) + "…"
+        full, half = divmod(transfer.percent * (free - room) // 50, 2)
+        rest = free - room - full - half
+        line, tip = ("━", "╸") if encoding.startswith("utf") else ("-", " ")
+        # Without colours the two parts could not be told apart.
+        blank = self._console.no_color or not self._console.color_system
+        bar = Text.assemble(
+            set_cell_size(name, room).encode(encoding, "replace").decode(encoding) + gap,
+            (line * full + tip * half, "cyan"),
+            " " * rest if blank else (line * rest, "bright_black"),
+            gap + figures,
+        )
+        bar.truncate(width)
+        return bar
 
 
 class JsonReporter(Reporter):
@@ -162,45 +322,32 @@ class JsonReporter(Reporter):
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         super().__init__(out, err)
-        self._said: dict[tuple[str, str], float] = {}
+        self.text = self.err
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}  # when the next event is due, and the last size
 
-    def _emit(self, kind: str, **fields: object) -> None:
-        self._write(self.out, json.dumps({"$type": kind, **fields}))
-
-    def note(self, text: str) -> None:
-        self._write(self.err, text)
-
-    def failed(self, names: list[str]) -> None:
-        self._write(self.err, "\n".join(["FAILED:", *names]))
+    def _event(self, kind: str, model: str, text: str = "", **fields: object) -> None:
+        self._put(self.out, json.dumps({"$type": kind, "model": model, **fields}) + "\n")
 
     def error(self, error: OmzError) -> None:
         super().error(error)
-        self._emit("error", code=error.code, where=list(error.where), message=error.what, hint=error.hint)
+        fields = {"code": error.code, "where": list(error.where), "message": error.what, "hint": error.hint}
+        self._put(self.out, json.dumps({"$type": "error", **fields}) + "\n")
 
-    def model_begin(self, model: str, files: int) -> None:
-        self._emit("model_download_begin", model=model, num_files=files)
-
-    def model_end(self, model: str, successful: bool) -> None:
-        self._emit("model_download_end", model=model, successful=successful)
-
-    def file_begin(self, model: str, name: str, size: int, target: str) -> None:
-        self._said[model, name] = 0.0
-        self._emit("model_file_download_begin", model=model, model_file=name, size=size)
+    def file_resumed(self, model: str, name: str, done: int, size: int) -> None:
+        self._said[model, name] = time.monotonic() + JSON_SECONDS, done
+        super().file_resumed(model, name, done, size)
 
     def file_progress(self, model: str, name: str, done: int, size: int) -> None:
         now = time.monotonic()
-        if done == size or now - self._said[model, name] >= JSON_SECONDS:
-            self._said[model, name] = now
-            self._emit("model_file_download_progress", model=model, model_file=name, size=done)
-
-    def file_end(self, model: str, name: str, how: str | None) -> None:
-        self._emit("model_file_download_end", model=model, model_file=name, successful=how is not None)
+        due, said = self._said.get((model, name), (now, -1))
+        if done != said and (done == size or now >= due):
+            self._said[model, name] = now + JSON_SECONDS, done
+            self._event("model_file_download_progress", model, model_file=name, size=done)
 
 
 def reporter(progress_format: str = "text") -> Reporter:
     """The reporter that suits standard output; `progress_format` is "text" or "json"."""
     if progress_format == "json":
         return JsonReporter()
-    if sys.stdout.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb":
-        return TerminalReporter()
-    return PlainReporter()
+    capable = os.environ.get("TERM") not in ("dumb", "unknown") and not os.environ.get("CI")
+    return TerminalReporter() if capable and sys.stdout.isatty() else PlainReporter()

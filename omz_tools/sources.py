@@ -8,10 +8,11 @@ from types import ModuleType
 from typing import BinaryIO
 from urllib.parse import quote
 
-from omz_tools.descriptor import GoogleDrive, Http, HuggingFace, Local, Source
-from omz_tools.errors import SourceError, UnreachableError, UnsupportedError
+from omz_tools.connections import origin
+from omz_tools.descriptor import Digest, GoogleDrive, Http, HuggingFace, Local, Source
+from omz_tools.errors import SourceError, UnsupportedError
 from omz_tools.files import CHUNK
-from omz_tools.transport import Transport, origin
+from omz_tools.transport import Body, Transport
 
 
 def location(source: Source, folder: Path) -> str:
@@ -29,12 +30,19 @@ def location(source: Source, folder: Path) -> str:
 
 
 @contextmanager
-def open_source(source: Source, folder: Path, transport: Transport) -> Iterator[tuple[int | None, Iterator[bytes]]]:
-    """The size a source declares (None if it declares none) and its bytes in chunks.
+def open_source(
+    source: Source,
+    folder: Path,
+    transport: Transport,
+    *,
+    first: int = 0,
+    end: int | None = None,
+    etag: str | None = None,
+) -> Iterator[Body]:
+    """The bytes of a source; `first`, `end` and `etag` as in `Transport.get`. A local file is always read as a whole.
 
     Raises:
         SourceError: see `Transport.get`; for a local file, it cannot be read.
-        UnreachableError: also when the source is on the Hub and HF_HUB_OFFLINE is set.
         UnsupportedError: a kind of source that is known and not supported.
     """
     place = location(source, folder)
@@ -47,14 +55,16 @@ def open_source(source: Source, folder: Path, transport: Transport) -> Iterator[
             with _readable(place):
                 file = open(place, "rb")  # noqa: SIM115 -- closed below; the consumer's errors are not this file's
             with file:
-                yield Path(place).stat().st_size, _chunks(file, place)
+                size = Path(place).stat().st_size
+                yield Body(place, 0, size, size, False, None, _chunks(file, place, transport), lambda: None)
         case Http() | HuggingFace():
-            with transport.get(place, token=_token(source)) as body:
-                yield body.length, iter(body)
+            with transport.get(place, token=_token(source), first=first, end=end, etag=etag) as body:
+                yield body
 
 
-def _chunks(file: BinaryIO, place: str) -> Iterator[bytes]:
+def _chunks(file: BinaryIO, place: str, transport: Transport) -> Iterator[bytes]:
     while True:
+        transport.pause(0)
         with _readable(place):
             chunk = file.read(CHUNK)
         if not chunk:
@@ -71,14 +81,30 @@ def _readable(place: str) -> Iterator[None]:
         raise SourceError(f"{place if place.isprintable() else repr(place)} cannot be read: {reason}") from error
 
 
+def is_remote(source: Source) -> bool:
+    """Whether a source is reached over the network."""
+    return isinstance(source, Http | HuggingFace)
+
+
+def offline_by_environment() -> bool:
+    """Whether HF_HUB_OFFLINE is set, as the Hub's own tools read it."""
+    return bool(_hub().HF_HUB_OFFLINE)
+
+
+def in_hub_cache(source: Source, digest: Digest) -> list[Path]:
+    """The files in the Hub's own cache (HF_HOME, HF_HUB_CACHE) that should be this one; they are not verified."""
+    if not isinstance(source, HuggingFace):
+        return []
+    repository = Path(_hub().HF_HUB_CACHE) / f"models--{source.repo.replace('/', '--')}"
+    # Large files are stored under their sha256, whichever revision they came with.
+    places = [repository / "snapshots" / source.revision / source.file, repository / "blobs" / digest.value]
+    # Not Path.is_file, which raises what os.path.isfile takes for no.
+    return [place for place in places if os.path.isfile(place)]  # noqa: PTH113
+
+
 def _token(source: Source) -> str | None:
     if not isinstance(source, HuggingFace):
         return None
-    if _hub().HF_HUB_OFFLINE:
-        raise UnreachableError(
-            f"{location(source, Path())} is not fetched: HF_HUB_OFFLINE is set",
-            hint="Unset it, or give the folder of an earlier download with --cache_dir.",
-        )
     # The import costs a fifth of a second, which runs that fetch nothing need not pay.
     from huggingface_hub import get_token
 

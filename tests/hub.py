@@ -1,13 +1,15 @@
 """A stand-in for the Hugging Face Hub: an HTTP server that the real huggingface_hub client downloads from.
 
 Answers as the Hub was measured to: small files by a 307 to another path, large files by a 302 to another host (a second
-port here), ETag and X-Repo-Commit on each resolve answer, X-Error-Code on refusals, byte ranges.
+port here), ETag and X-Repo-Commit on each resolve answer, X-Error-Code on refusals, byte ranges with If-Range.
 """
 
 import hashlib
 import json
+import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,22 +53,33 @@ class Hub:
         folder: the files.
         repo: its name.
         revision: the commit.
+        branches: names that the commit has, too.
         token: if set, resolve requests without it are answered with 401.
         requests: "GET /path" of every request, in order, on both ports.
         authorizations: the Authorization header of every request, in the same order.
+        rate: bytes a second that each connection gets; None for as fast as it goes.
+        ranges: (name, first byte) of every answer with a body, in order.
+        served: bytes of bodies handed to the network so far.
         interfere: called with the handler before each answer; returns True if it answered itself.
     """
 
     folder: Path
     repo: str = "openai-community/gpt2"
     revision: str = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    branches: tuple[str, ...] = ("main",)
     token: str | None = None
     requests: list[str] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
+    rate: float | None = None
+    ranges: list[tuple[str, int]] = field(default_factory=list)
+    served: int = 0
+    counting: threading.Lock = field(default_factory=threading.Lock)
     interfere: Callable[["Handler"], bool] = lambda handler: False
 
     def __enter__(self) -> Self:
-        self.files = {p.name: HubFile(p) for p in sorted(self.folder.iterdir()) if p.is_file()}
+        below = {p.relative_to(self.folder).as_posix(): p for p in sorted(self.folder.rglob("*"))}
+        self.files = {name: HubFile(p) for name, p in below.items() if p.is_file()}
+        self.folders = [name for name, p in below.items() if p.is_dir()]
         self._servers = [_Server(self), _Server(self)]
         self.endpoint, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
         for server in self._servers:
@@ -114,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         if hub.interfere(self):
             return
         path = unquote(urlsplit(self.path).path)
-        if match := re.fullmatch(r"/api/models/(.+?)/revision/([^/]+)", path):
+        if match := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
             self._info(*match.groups())
         elif match := re.fullmatch(r"/api/models/(.+?)/tree/([^/]+)", path):
             self._tree(*match.groups())
@@ -131,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(401, "GatedRepo")
         elif repo != hub.repo:
             self.refuse(404, "RepoNotFound")
-        elif revision not in (hub.revision, "main"):
+        elif revision not in (hub.revision, *hub.branches):
             self.refuse(404, "RevisionNotFound")
         else:
             return True
@@ -144,7 +157,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _tree(self, repo: str, revision: str) -> None:
         if self._known(repo, revision):
-            self._json([_tree_entry(name, file) for name, file in self.server.hub.files.items()])
+            folders = [{"type": "directory", "path": name, "oid": "0" * 40} for name in self.server.hub.folders]
+            self._json([*folders, *(_tree_entry(name, file) for name, file in self.server.hub.files.items())])
 
     def _resolve(self, repo: str, revision: str, name: str, *, redirected: bool) -> None:
         hub = self.server.hub
@@ -183,25 +197,42 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_file(self, file: HubFile, *, etag: str) -> None:
-        size, first = file.size, 0
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            first = int(match[1])
+        size, first, last = file.size, 0, file.size - 1
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked and self.headers.get("If-Range", f'"{etag}"') != f'"{etag}"':
+            asked = None
+        if asked:
+            first, last = int(asked[1]), min(int(asked[2] or last), last)
             if first >= size:
                 self.refuse(416, Content_Range=f"bytes */{size}")
                 return
-        self.send_response(206 if match else 200)
-        if match:
-            self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("X-Repo-Commit", self.server.hub.revision)
         self.send_header("ETag", f'"{etag}"')
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(size - first))
+        self.send_header("Content-Length", str(last + 1 - first))
         self.end_headers()
         if self.command == "GET":
-            with file.path.open("rb") as source:
-                source.seek(first)
-                self.wfile.flush()
-                self.connection.sendfile(source, offset=first)
+            self.send_bytes(file.path, first, last + 1 - first)
+
+    def send_bytes(self, path: Path, first: int, count: int) -> None:
+        """A part of a file as the body, counted, at the rate of a connection."""
+        hub = self.server.hub
+        with hub.counting:
+            hub.ranges.append((path.name, first))
+        self.wfile.flush()
+        step = 1 << 20 if hub.rate is None else 1 << 16
+        began, done = time.monotonic(), 0
+        with path.open("rb") as source:
+            while done < count:
+                sent = os.sendfile(self.connection.fileno(), source.fileno(), first + done, min(step, count - done))
+                done += sent
+                with hub.counting:
+                    hub.served += sent
+                if hub.rate is not None:
+                    time.sleep(max(0.0, done / hub.rate - (time.monotonic() - began)))
 
     def _json(self, value: object) -> None:
         body = json.dumps(value).encode()

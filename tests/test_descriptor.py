@@ -172,10 +172,8 @@ def test_what_may_be_left_out_may_be_null(path: Path) -> None:
 
 
 def test_data_that_is_only_kept_may_have_any_form(path: Path) -> None:
-    text = f"{HEAD}model_info: {{a: [1, {{b: null}}]}}\npostprocessing:\n  - {{$type: unpack_archive, file: a.zip}}\n"
-    model = descriptor.load(write(path, text))
+    model = descriptor.load(write(path, f"{HEAD}model_info: {{a: [1, {{b: null}}]}}\n"))
     assert model.model_info == {"a": [1, {"b": None}]}
-    assert model.postprocessing == ({"$type": "unpack_archive", "file": "a.zip"},)
 
 
 # Mistakes and where they stand

@@ -5,6 +5,8 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -433,6 +435,136 @@ def test_a_folder_that_someone_else_removed_does_not_hide_the_error_of_the_block
 
     with pytest.raises(StoppedError):
         stopped()
+    assert contents(tmp_path) == {}
+
+
+# copy
+
+SIZES = [0, 1, 5000, files.CHUNK + 1, 3 * files.CHUNK]
+
+
+def refuse(code: int) -> Callable[..., int]:
+    def refusing(*args: Any) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return refusing
+
+
+def without_reflinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.fcntl, "ioctl", refuse(errno.EOPNOTSUPP))
+
+
+def without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
+
+
+def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pass
+
+
+@pytest.mark.parametrize("way", [as_it_is, without_reflinks, without_the_kernel])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_copy_is_a_writable_file_of_its_own_with_the_same_bytes(
+    tmp_path: Path, size: int, way: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(size)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(data)
+    source.chmod(0o444)
+    (tmp_path / "usual").touch()
+    way(monkeypatch)
+    files.copy(source, target)
+    assert target.read_bytes() == data
+    assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert stat.S_ISREG(target.lstat().st_mode)
+    assert target.stat().st_nlink == source.stat().st_nlink == 1
+    target.write_bytes(b"changed")
+    assert source.read_bytes() == data
+
+
+def test_a_copy_replaces_all_of_a_longer_file(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("new")
+    (tmp_path / "target").write_text("much longer than that")
+    files.copy(tmp_path / "source", tmp_path / "target")
+    assert contents(tmp_path) == {"source": "new", "target": "new"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the calls of Linux")
+def test_blocks_are_shared_where_the_file_system_can_and_nothing_is_copied_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(5000)
+    (tmp_path / "source").write_bytes(data)
+
+    def clone(target: int, request: int, source: int) -> int:
+        assert request == files._FICLONE
+        os.pwrite(target, os.pread(source, len(data), 0), 0)
+        return 0
+
+    monkeypatch.setattr(files.fcntl, "ioctl", clone)
+    monkeypatch.setattr(os, "copy_file_range", lambda *args: pytest.fail("copied all the same"))
+    files.copy(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == data
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="a call of Linux")
+@pytest.mark.parametrize("most", [1000, files.CHUNK, 1 << 40])
+def test_a_kernel_that_copies_less_than_asked_for_is_asked_again(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_reflinks(monkeypatch)
+    true, counts = os.copy_file_range, []
+
+    def copy_less(source: int, target: int, count: int, *offsets: int) -> int:
+        counts.append(true(source, target, min(count, most), *offsets))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", copy_less)
+    data = os.urandom(files.CHUNK + 1)
+    (tmp_path / "source").write_bytes(data)
+    files.copy(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == data
+    assert sum(counts) == len(data)  # nothing was left to be copied in the plain way
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="a call of Linux")
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO])
+@pytest.mark.parametrize("good", [0, 2])
+def test_what_the_kernel_does_not_copy_is_copied_in_the_plain_way(
+    tmp_path: Path, code: int, good: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_reflinks(monkeypatch)
+    true, calls = os.copy_file_range, []
+
+    def stop_after_a_while(source: int, target: int, count: int, *offsets: int) -> int:
+        calls.append(count)
+        if len(calls) > good:
+            raise OSError(code, os.strerror(code))
+        return true(source, target, 1000, *offsets)
+
+    monkeypatch.setattr(os, "copy_file_range", stop_after_a_while)
+    data = os.urandom(files.CHUNK + 1)
+    (tmp_path / "source").write_bytes(data)
+    files.copy(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == data
+    assert len(calls) == good + 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("way", [as_it_is, without_reflinks, without_the_kernel])
+def test_a_copy_to_a_full_disk_fails_with_the_error_of_the_system(
+    tmp_path: Path, way: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").write_text("x")
+    way(monkeypatch)
+    with pytest.raises(OSError, match="No space left on device"):
+        files.copy(tmp_path / "source", Path("/dev/full"))
+
+
+def test_a_copy_of_nothing_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.copy(tmp_path / "source", tmp_path / "target")
     assert contents(tmp_path) == {}
 
 

@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omz_tools import transport as transport_module
+from omz_tools.answers import TransientError, retry_after
+from omz_tools.connections import origin
 from omz_tools.errors import OmzError, SourceError, UnreachableError
-from omz_tools.transport import MAX_REDIRECTS, TransientError, Transport, origin, retry_after
+from omz_tools.transport import MAX_REDIRECTS, Transport
 
 AUTHORITY = trustme.CA()
 # Of 127.0.0.1 and nothing else.

@@ -38,6 +38,13 @@ class Parser(argparse.ArgumentParser):
             help="a folder of your own model.yml descriptors, which go before the shipped ones; may be repeated",
         )  # fmt: skip
 
+    def add_cache(self) -> None:
+        """Where the cache is; None where neither the option nor the environment says so, or says nothing."""
+        self.add_argument(
+            "--cache_dir", type=_folder, default=os.environ.get("OMZ_CACHE_DIR", ""), metavar="DIR",
+            help="keep verified files here and take them from here (default: the environment's OMZ_CACHE_DIR, or none)",
+        )  # fmt: skip
+
     def add_jobs(self) -> None:
         self.add_argument(
             "-j", "--jobs", type=_jobs, default=1, metavar="N", help="models at a time, or 'auto' (default: 1)"
@@ -67,6 +74,10 @@ def _underscored(word: str) -> str:
     return "--" + option[2:].replace("-", "_") + equals + value
 
 
+def _folder(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
 def _jobs(text: str) -> int:
     if text == "auto":
         return os.cpu_count() or 1
@@ -79,6 +90,13 @@ def positive(text: str) -> int:
     """A number of attempts."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def connections(text: str) -> int:
+    """A number of connections."""
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 64")
     return int(text)
 
 

@@ -1,14 +1,16 @@
 """omz_downloader: bring the files of models here, verified."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omz_tools import jobs, pipeline, progress
-from omz_tools.commands.arguments import Parser, positive, precisions, run
+from omz_tools import jobs, pipeline, preview, progress
+from omz_tools.commands.arguments import Parser, connections, positive, precisions, run
 from omz_tools.download import Means
+from omz_tools.pipeline import Download
 from omz_tools.store import Store
 from omz_tools.transport import Transport
+from omz_tools.zoo import Entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,10 +20,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-o", "--output_dir", type=Path, default=Path(), metavar="DIR", help="where to put the models (default: here)"
     )
-    parser.add_argument("--cache_dir", type=Path, metavar="DIR", help="keep files here and take them from here")
+    parser.add_cache()
     parser.add_argument(
-        "--num_attempts", type=positive, default=5, metavar="N", help="tries of each source (default: 5)"
-    )
+        "--num_attempts", type=positive, default=5, metavar="N",
+        help="tries of each source without progress in between (default: 5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--connections", type=connections, default=4, metavar="N",
+        help="connections for one large file, where its server answers ranges (default: 4)",
+    )  # fmt: skip
+    parser.add_argument("--offline", action="store_true", help="use caches and local files alone")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--precisions", metavar="P[,P...]", help="only files of these precisions (default: all)")
     parser.add_argument(
         "--progress_format", choices=("text", "json"), default="text", help="for people or programs (default: text)"
@@ -34,19 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         entries = parser.selected(args)
         wanted = precisions(args.precisions)
-        reporter.several = min(args.jobs, len(entries)) > 1
         store = Store(args.cache_dir) if args.cache_dir else None
-        means = Means(Transport(), store, args.num_attempts, reporter.note)
-        with reporter.running():
-            failed = jobs.in_threads(
-                entries,
-                lambda entry: pipeline.download_model(entry.load(), args.output_dir, wanted, means, reporter),
-                args.jobs,
-                reporter,
-                means.transport.close,
-            )
+        means = Means(Transport(), store, args.num_attempts, args.connections, args.offline, reporter.note)
+        plans: dict[str, Download] = {}
+
+        def plan(entry: Entry) -> None:
+            plans[entry.name] = pipeline.plan_download(entry.load(), args.output_dir, wanted, means)
+
+        def each(entries: Sequence[Entry], work: Callable[[Entry], None]) -> list[str]:
+            return jobs.in_threads(entries, work, args.jobs, reporter, means.transport.close)
+
+        failed = each(entries, plan)
+        planned = [entry for entry in entries if entry.name in plans]
+        todo = [plans[entry.name] for entry in planned]
+        reporter.note(preview.preview(todo, means))
+        preview.check_room(todo, means)
+        if not args.dry_run:
+            with reporter.running(sum(plan.missing for plan in todo)):
+                failed += each(planned, lambda entry: pipeline.carry_out(plans[entry.name], means, reporter))
         if failed:
-            reporter.failed(failed)
+            reporter.failed([entry.name for entry in entries if entry.name in failed])
         return 1 if failed else 0
 
     return run(work, reporter)

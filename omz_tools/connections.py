@@ -1,0 +1,66 @@
+"""Connections: proxies, certificates, and what a URL is to the library that connects."""
+
+import os
+import ssl
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import urllib3
+
+from omz_tools.answers import reason
+from omz_tools.errors import SourceError
+
+# Connections to one host that wait for their next request.
+_KEPT_OPEN = 16
+
+
+def pool_for(proxy: str | None) -> urllib3.PoolManager:
+    """Connections to any host, through a proxy if one is given. Raises SourceError if its address is none."""
+    context = _certificates()
+    if not proxy:
+        return urllib3.PoolManager(ssl_context=context, maxsize=_KEPT_OPEN)
+    try:
+        address = parsed(proxy if "://" in proxy else f"http://{proxy}")
+    except SourceError:
+        # Not shown: it may hold a password.
+        raise SourceError(
+            "the address of the proxy is not a usable URL", hint="Correct HTTP_PROXY or HTTPS_PROXY, or unset it."
+        ) from None
+    headers = urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(address.auth)) if address.auth else None
+    return urllib3.ProxyManager(
+        address._replace(auth=None).url, proxy_headers=headers, ssl_context=context, maxsize=_KEPT_OPEN
+    )
+
+
+def parsed(url: str) -> urllib3.util.Url:
+    """A URL as the connection will understand it. Raises SourceError if it is none."""
+    try:
+        parts = urllib3.util.parse_url(url)
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ValueError("no http(s) URL with a host")
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        raise SourceError(f"{url} is not a usable URL: {reason(error)}") from error
+    return parts
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port: what a token belongs to."""
+    # By the parser of the library that connects: to read a URL in two ways would send a token astray.
+    parts = parsed(url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme or ""]
+    return f"{parts.scheme}://{parts.host}:{port}"
+
+
+def _certificates() -> ssl.SSLContext:
+    """The system's authorities, or those of REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    try:
+        if bundle and Path(bundle).is_dir():
+            return ssl.create_default_context(capath=bundle)
+        return ssl.create_default_context(cafile=bundle or None)
+    except OSError as error:
+        raise SourceError(
+            f"the certificates in {bundle} cannot be read: {error}",
+            hint="Correct REQUESTS_CA_BUNDLE or SSL_CERT_FILE, or unset it.",
+        ) from error

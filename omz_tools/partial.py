@@ -1,0 +1,369 @@
+"""A download that is not whole yet: its bytes, and which of them it has, kept on disk when the process is killed."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from omz_tools import files
+from omz_tools.files import disk_errors, make_folder, remove_folders
+
+try:
+    import fcntl
+except ImportError:  # Windows: no process sees that another one is at work, and both fetch
+    fcntl = None  # type: ignore[assignment]
+
+# Less than this is not worth going on from, nor a hidden file in someone's folder.
+WORTH_KEEPING = 1 << 20
+# Where locks are not to be had, a file that has not grown for so long is taken for a leftover.
+_OLD_SECONDS = 3600.0
+# Of a record; one of a file of a terabyte, written in steps of 128 KiB, is longer, and the file begun again.
+_LONGEST_RECORD = 1 << 28
+
+_NAME = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{1,16}\.[0-9a-f]{16}-[0-9a-f]{8}\.(part|new)")
+
+
+class Partial:
+    """A file of this process that grows to `size` bytes, in any order.
+
+    On disk it is one hidden file: the bytes, each at its place, and from offset `size` on the record of which are
+    there, lines of text that are appended after each write. A kill therefore loses only what was not yet written. A
+    file of just `size` bytes was whole when its process ended.
+
+    No other process writes to it: what an earlier one left is copied, not taken over, so that nothing here depends on a
+    lock. The lock that the file carries only tells others that someone is at work.
+    """
+
+    def __init__(self, folder: Path, name: str, version: str, size: int) -> None:
+        self.path = folder / f".{name}.{version}.{time.time_ns():016x}-{secrets.token_hex(4)}.part"
+        self.size = size
+        self._name, self._version = name, version
+        self._spans: list[tuple[int, int]] = []
+        self._etags: dict[str, str] = {}
+        self._record = size
+        self._guard = threading.Lock()
+        self._made: list[Path] = []
+        self._file = -1
+
+    @classmethod
+    def begin(cls, folder: Path, name: str, digest: str, size: int) -> Self:
+        """Make an empty partial file in `folder` for the file `name` with this digest.
+
+        Raises:
+            DiskError: the folder cannot be made or written to, or is full.
+        """
+        self = cls(folder, name, version_of(digest), size)
+        try:
+            with disk_errors("Writing to", folder):
+                self._create()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _create(self) -> None:
+        # Locked before it has the name by which others look for it.
+        unborn = self.path.with_suffix(".new")
+        for attempt in range(8):
+            make_folder(self.path.parent, self._made)
+            try:
+                self._file = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                with contextlib.suppress(_NoLocks):
+                    _lock(self._file)
+                unborn.rename(self.path)
+                return
+            except (FileNotFoundError, BlockingIOError):
+                # Another run has removed the folder, since it left nothing in it; or takes the file for a leftover.
+                self._let_go()
+                if attempt == 7:
+                    raise
+            finally:
+                with contextlib.suppress(OSError):
+                    unborn.unlink()
+
+    @property
+    def goes_first(self) -> bool:
+        """Whether no process that began earlier works at the same."""
+        # None where locks mean nothing.
+        return at_work(self.path.parent, self._name, self._version) in (self.path, None)
+
+    def adopt(self) -> None:
+        """Copy what a process that is gone left of the same, the most there is; and remove all that such left.
+
+        Raises:
+            DiskError: the disk fails; that it is too full for both is no error, the work then begins anew.
+        """
+        with disk_errors("Writing to", self.path.parent):
+            old = [p for p in _of(self._name, self._version, self.path.parent) if _owner_of(p) is not _Owner.LIVES]
+            best = max(old, key=lambda path: _held(path, self.size), default=None)
+            sweep(self.path.parent, self._name, but=best)
+            if best:
+                # The record first: where locks mean nothing, someone may be writing on.
+                spans, etags, end = _read(best, self.size)
+                with contextlib.suppress(OSError):
+                    if spans:
+                        files.copy(best, self.path)
+                if spans and os.fstat(self._file).st_size >= end:
+                    os.ftruncate(self._file, end)
+                    self._record, self._etags, self._spans = end, etags, spans
+                else:
+                    os.ftruncate(self._file, 0)
+            sweep(self.path.parent, self._name)
+
+    @property
+    def held(self) -> int:
+        """The number of bytes that are there."""
+        with self._guard:
+            return sum(end - first for first, end in self._spans)
+
+    @property
+    def prefix(self) -> int:
+        """The number of bytes that are there without a gap from the first one on."""
+        with self._guard:
+            return self._spans[0][1] if self._spans and self._spans[0][0] == 0 else 0
+
+    def holes(self) -> list[tuple[int, int]]:
+        """What is missing: offsets of the first byte and behind the last one, in order."""
+        with self._guard:
+            edges = [0, *(edge for span in self._spans for edge in span), self.size]
+        return [(first, end) for first, end in zip(edges[::2], edges[1::2], strict=True) if first < end]
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put bytes in their place, then into the record. For several threads."""
+        view = memoryview(data)
+        while view:
+            with self._guard:  # also against a close in another thread
+                done = os.pwrite(self._file, view, offset)
+                self._add(offset, offset + done)
+            view, offset = view[done:], offset + done
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from `offset` on; the number of bytes read."""
+        return os.preadv(self._file, [buffer], offset)
+
+    def etag(self, url: str) -> str | None:
+        """The entity tag of the version of `url` that bytes here came from."""
+        return self._etags.get(url)
+
+    def remember(self, url: str, etag: str) -> None:
+        """Keep the entity tag of `url`."""
+        with self._guard:
+            if self._etags.get(url) != etag:
+                self._etags[url] = etag
+                self._append(json.dumps([url, etag]))
+
+    def clear(self) -> None:
+        """Forget all bytes."""
+        with self._guard:
+            os.ftruncate(self._file, 0)
+            self._spans.clear()
+            self._etags.clear()
+            self._record = self.size
+
+    @contextmanager
+    def whole(self) -> Iterator[Path]:
+        """The path of the file without its record and on disk, to be moved into place within the block.
+
+        Where locks mean nothing, another process may have taken this file for a leftover and removed its name; the
+        bytes are then copied to a new one.
+        """
+        os.fsync(self._file)
+        os.ftruncate(self._file, self.size)
+        os.fsync(self._file)
+        if not self.path.exists():
+            with self.path.open("xb") as copy, os.fdopen(os.dup(self._file), "rb") as source:
+                source.seek(0)
+                shutil.copyfileobj(source, copy, files.CHUNK)
+            files.sync(self.path)
+        yield self.path
+
+    def close(self, *, keep: bool = True) -> None:
+        """Let go of the file: it stays for a later run if it has enough bytes and was not moved into place."""
+        keep = keep and self.held >= WORTH_KEEPING
+        self._let_go()
+        if not keep:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            remove_folders(self._made)
+
+    def _let_go(self) -> None:
+        with self._guard:
+            if self._file >= 0:
+                _close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _add(self, first: int, end: int) -> None:
+        self._append(f"{first} {end}")
+        self._spans = _joined(self._spans, first, end)
+
+    def _append(self, line: str) -> None:
+        self._record += os.pwrite(self._file, line.encode() + b"\n", self._record)
+
+
+def version_of(digest: str) -> str:
+    """As much of a digest as the name of a partial file holds."""
+    return digest[:16]
+
+
+def at_work(folder: Path, name: str, version: str) -> Path | None:
+    """The partial file of a file that someone works at, the one that was begun first; None if there is none."""
+    living = [path for path in _of(name, version, folder) if _owner_of(path) is _Owner.LIVES]
+    return min(living, key=lambda path: path.name, default=None)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The partial files in a folder that no process works at any more."""
+    return [path for path in _in(folder) if _owner_of(path) is _Owner.GONE]
+
+
+def sweep(folder: Path, name: str, *, but: Path | None = None) -> None:
+    """Remove the partial files of a file, in any version, that no process works at any more."""
+    for path in leftovers(folder):
+        if path != but and (match := _NAME.fullmatch(path.name)) and match["name"] == name:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def kept(folder: Path, name: str, digest: str, size: int) -> int:
+    """The number of bytes of a file that an earlier run left in a folder."""
+    return max([0, *(_held(path, size) for path in _of(name, version_of(digest), folder))])
+
+
+def _in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def _of(name: str, version: str, folder: Path) -> list[Path]:
+    beginning = f".{name}.{version}."
+    return [path for path in _in(folder) if path.name.startswith(beginning) and path.suffix == ".part"]
+
+
+class _Owner(Enum):
+    """Whether a process works at a partial file."""
+
+    LIVES = "lives"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+def _owner_of(path: Path) -> _Owner:
+    with contextlib.ExitStack() as stack:
+        try:
+            first, second = _opened(path, stack), _opened(path, stack)
+            age = time.time() - os.fstat(first).st_mtime
+        except OSError:
+            return _Owner.UNKNOWN
+        unknown = _Owner.GONE if age > _OLD_SECONDS else _Owner.UNKNOWN
+        try:
+            _lock(first)
+        except BlockingIOError:
+            return _Owner.LIVES
+        except _NoLocks:
+            return unknown
+        try:
+            _lock(second)
+        except BlockingIOError:
+            return _Owner.GONE
+        return unknown  # everyone gets the lock: it means nothing here
+
+
+def _opened(path: Path, stack: contextlib.ExitStack) -> int:
+    flags = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        file = os.open(path, os.O_RDWR | flags)
+    except PermissionError:  # another user's
+        file = os.open(path, os.O_RDONLY | flags)
+    stack.callback(_close, file)
+    return file
+
+
+class _NoLocks(Exception):
+    """There are no locks in a folder."""
+
+
+def _lock(file: int) -> None:
+    """Lock an open file until it is closed. Raises BlockingIOError if another has done so."""
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise _NoLocks from error
+
+
+def _close(file: int) -> None:
+    # What was written is on disk already where it matters, by fsync.
+    with contextlib.suppress(OSError):
+        os.close(file)
+
+
+def _held(path: Path, size: int) -> int:
+    return sum(end - first for first, end in _read(path, size)[0])
+
+
+def _read(path: Path, size: int) -> tuple[list[tuple[int, int]], dict[str, str], int]:
+    """The record of a partial file, and the offset where it ends; an empty one if it cannot be read."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return [], {}, size
+    try:
+        return _record_of(file, size)
+    except OSError:
+        return [], {}, size
+    finally:
+        _close(file)
+
+
+def _record_of(file: int, size: int) -> tuple[list[tuple[int, int]], dict[str, str], int]:
+    """Spans and entity tags in the record of an open file, and where it ends: before the first unreadable line."""
+    spans: list[tuple[int, int]] = []
+    etags: dict[str, str] = {}
+    read = 0
+    length = os.fstat(file).st_size - size
+    if length == 0 < size:
+        return [(0, size)], {}, size
+    if not 0 < length <= _LONGEST_RECORD:
+        return spans, etags, size
+    for line in os.pread(file, length, size).decode("latin-1").splitlines(keepends=True):
+        if span := re.fullmatch(r"([0-9]{1,17}) ([0-9]{1,17})\n", line):
+            first, end = int(span[1]), int(span[2])
+            if not first < end <= size:
+                break
+            spans = _joined(spans, first, end)
+        else:
+            try:
+                url, etag = json.loads(line)
+            except (ValueError, TypeError):
+                break
+            etags[str(url)] = str(etag)
+        read += len(line)
+    return spans, etags, size + read
+
+
+def _joined(spans: list[tuple[int, int]], first: int, end: int) -> list[tuple[int, int]]:
+    """Disjoint spans in order, with one more."""
+    before = [span for span in spans if span[1] < first]
+    after = [span for span in spans if span[0] > end]
+    touching = spans[len(before) : len(spans) - len(after)]
+    return [*before, (min([first, *(s[0] for s in touching)]), max([end, *(s[1] for s in touching)])), *after]

@@ -1,0 +1,81 @@
+"""What a download is about to do: what, how much, from where, and whether the disk has room."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from omz_tools import download, files
+from omz_tools.connections import origin
+from omz_tools.descriptor import Source
+from omz_tools.download import How, Means, Want
+from omz_tools.pipeline import Download
+from omz_tools.progress import size_text
+from omz_tools.sources import is_remote, location
+
+
+def preview(plans: Sequence[Download], means: Means) -> str:
+    """The plans as text: for each model where its files will come from, then the room on each disk."""
+    lines: list[str] = []
+    for plan in plans:
+        wants = [want for want, _ in plan.wants]
+        lines.append(f"{plan.model.name}: {_amount(wants)}, license {plan.model.descriptor.license}")
+        ways: dict[str, list[Want]] = {}
+        for want, how in plan.wants:
+            ways.setdefault(_way(want, how, means), []).append(want)
+        for way, some in ways.items():
+            kept = sum(download.kept(want, means) for want in some) if way.startswith("to fetch") else 0
+            lines.append(f"  {_amount(some)} {way}" + (f", {size_text(kept)} kept of an earlier run" if kept else ""))
+    for folder, size in needed(plans, means):
+        lines.append(f"{size_text(size)} needed in {folder}, {size_text(files.disk_of(folder)[1])} free")
+    return "\n".join(lines)
+
+
+def check_room(plans: Sequence[Download], means: Means) -> None:
+    """Raise DiskError if a disk has no room for what the plans need on it."""
+    for folder, size in needed(plans, means):
+        files.room_for(folder, size)
+
+
+def needed(plans: Sequence[Download], means: Means) -> list[tuple[Path, int]]:
+    """The bytes that the plans need on each disk, with a folder on it."""
+    sizes: Counter[int] = Counter()
+    folders: dict[int, Path] = {}
+
+    def need(folder: Path, size: int) -> None:
+        disk, _ = files.disk_of(folder)
+        folders.setdefault(disk, folder)
+        sizes[disk] += size
+
+    for plan in plans:
+        for want, how in plan.wants:
+            if how is not How.IN_PLACE:
+                need(plan.folder, want.entry.size)
+                if how is not How.CACHED and means.store and _is_writable(means.store.folder):
+                    need(means.store.folder, want.entry.size)
+    return [(folders[disk], size) for disk, size in sizes.items()]
+
+
+def _is_writable(folder: Path) -> bool:
+    parents = (folder.absolute(), *folder.absolute().parents)
+    existing = next(f for f in parents if os.path.lexists(f))
+    return os.path.isdir(existing) and os.access(existing, os.W_OK)  # noqa: PTH112
+
+
+def _amount(wants: Sequence[Want]) -> str:
+    number = "1 file" if len(wants) == 1 else f"{len(wants)} files"
+    return f"{number}, {size_text(sum(want.entry.size for want in wants))}"
+
+
+def _way(want: Want, how: How, means: Means) -> str:
+    if how is How.CACHED and means.store:
+        return f"from the cache {means.store.folder}"
+    if how is not How.FETCHED:
+        return str(how.value)
+    return f"to fetch from {_whereabouts(want.entry.sources[0], want)}"
+
+
+def _whereabouts(source: Source, want: Want) -> str:
+    place = location(source, want.folder)
+    # Without the port that every URL of its kind has.
+    return origin(place).removesuffix(":443").removesuffix(":80") if is_remote(source) else str(Path(place).parent)

@@ -1,0 +1,16 @@
+"""How far the tests of faults look: a sample of their cases, or with OMZ_FAULTS=full in the environment all."""
+
+import os
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def full() -> bool:
+    """Whether all cases are asked for."""
+    return os.environ.get("OMZ_FAULTS") == "full"
+
+
+def sample(few: T, all: T) -> T:
+    """What there is to try: `few` by default."""
+    return all if full() else few

@@ -1,0 +1,1339 @@
+"""Servers that cut, lie, stall, refuse and redirect: what arrives is right or an error, and little travels twice.
+
+Most tests run the download of one file in this process, as the commands do it; some run the commands. After each, four
+things hold: every file in the cache hashes to its name, nothing unfinished has a final name, an honest rerun succeeds,
+and no token was shown.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import mmap
+import os
+import random
+import re
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import trustme
+import yaml
+from conftest import Command
+from faults import sample
+from faulty_server import (
+    Answer,
+    Exchange,
+    FaultyServer,
+    File,
+    ForwardingProxy,
+    by_path,
+    hanging_up,
+    http_date,
+    in_turn,
+    redirecting,
+    refusing,
+    resetting,
+    stalling,
+)
+
+from omz_tools import download, transport
+from omz_tools.answers import RangeError, TransientError
+from omz_tools.descriptor import FileEntry, Http, Sha256
+from omz_tools.download import How, Means, Want
+from omz_tools.errors import IntegrityError, OmzError, SourceError, UnreachableError
+from omz_tools.files import RelativeName
+from omz_tools.store import Store
+from omz_tools.transport import Transport
+
+MIB = 1 << 20
+DATA = random.Random(41).randbytes(32 * MIB)
+# Enough for four pieces, and no round number.
+MIDDLE = DATA[: 17 * MIB + 321]
+SMALL = DATA[:100_003]
+TOKEN = "hf_secretOfTheTest"
+# Waits of a server that has cut, stalled or refused are what these tests are about; ours are not.
+PAUSE = 0.002
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="sockets and figures of Linux")
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the settings of whoever runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "OMZ_CACHE")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    """A server that answers with MIDDLE unless a test says otherwise."""
+    with FaultyServer(File(MIDDLE)) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a download ended: by success or by an error, what was said meanwhile, and what it cost."""
+
+    how: How | None
+    error: OmzError | None
+    notes: list[str]
+    kept: list[int]
+    seconds: float
+
+    @property
+    def said(self) -> str:
+        return "\n".join([*self.notes, str(self.error or "")])
+
+
+@dataclass
+class Place:
+    """An output folder and a cache in which one file is downloaded, and what must hold there whatever happens."""
+
+    folder: Path
+    data: bytes = MIDDLE
+    has_cache: bool = True
+    _want: Want = field(init=False)
+
+    def fetch(self, *urls: str, connections: int = 1, attempts: int = 3) -> Outcome:
+        """Download the file as the commands do, and see that what must hold holds."""
+        sources = tuple(Http(url) for url in urls)
+        digest = Sha256(hashlib.sha256(self.data).hexdigest())
+        self._want = Want(FileEntry(RelativeName("file"), len(self.data), digest, sources), self.target, self.folder)
+        notes: list[str] = []
+        kept: list[int] = []
+        how, error = None, None
+        means = Means(Transport(), self.store, attempts, connections, False, notes.append)
+        began = time.monotonic()
+        try:
+            how = download.foresee(self._want, means)
+            if how is How.IN_PLACE:
+                download.tidy(self._want, means)
+            else:
+                how = download.fetch(self._want, means, kept.append, lambda done: None)
+        except OmzError as caught:
+            error, how = caught, None
+        outcome = Outcome(how, error, notes, kept, time.monotonic() - began)
+        self.check(outcome)
+        return outcome
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "out" / "file"
+
+    @property
+    def store(self) -> Store | None:
+        return Store(self.folder / "cache") if self.has_cache else None
+
+    def check(self, outcome: Outcome) -> None:
+        check_blobs(self.folder / "cache")
+        if outcome.error:
+            assert not self.target.exists()
+            assert outcome.error.code != "error"
+            assert outcome.error.what
+        else:
+            assert self.target.read_bytes() == self.data
+            assert hidden_below(self.folder) == []
+        assert TOKEN not in outcome.said
+        assert "object at 0x" not in outcome.said
+
+    def rerun(self, *urls: str) -> None:
+        """Once more, from servers that have become honest."""
+        outcome = self.fetch(*urls, connections=4)
+        assert outcome.error is None
+
+
+def check_blobs(cache: Path) -> None:
+    for path in cache.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+def hidden_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".*") if path.is_file()]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def fetch_and_rerun(place: Place, server: FaultyServer, connections: int = 1, attempts: int = 3) -> Outcome:
+    """A download from a server, and when its requests were counted an honest rerun; the counts are of the first."""
+    outcome = place.fetch(f"{server.url}/file", connections=connections, attempts=attempts)
+    counted = list(server.requests), server.sent, server.lost, server.connections, server.most_open
+    server.answer, server.cut_every, server.admit = File(place.data), None, lambda others: True
+    place.rerun(f"{server.url}/file")
+    server.requests, server.sent, server.lost, server.connections, server.most_open = counted
+    return outcome
+
+
+def waited(outcome: Outcome) -> bool:
+    return "trying again in" in outcome.said
+
+
+# ---- Cuts
+
+
+CUTS = [MIB // 4, MIB, 4 * MIB, 8 * MIB, 12 * MIB]
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("every", sample([CUTS[0], CUTS[2], CUTS[4]], CUTS))
+def test_a_file_arrives_over_connections_that_are_cut_again_and_again(
+    place: Place, server: FaultyServer, every: int, reset: bool, connections: int
+) -> None:
+    """No byte travels twice, and nothing is waited for, since there is progress each time."""
+    place.data = DATA
+    server.answer, server.cut_every, server.cut_resets = File(DATA), every, reset
+    # What a server has not sent yet is lost with a reset, and that is not for us to mend: it must be little.
+    server.buffer(1 << 16)
+    outcome = fetch_and_rerun(place, server, connections)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= 1.1 * len(DATA)
+    assert server.connections >= len(DATA) // every - connections
+    assert not waited(outcome)
+    assert outcome.seconds < 30
+
+
+@linux_only
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("every", sample([CUTS[1], CUTS[3]], CUTS))
+def test_of_what_a_server_sent_before_a_reset_no_byte_is_fetched_again(
+    place: Place, server: FaultyServer, every: int, connections: int
+) -> None:
+    """With buffers of the usual size a reset drops what lies in the server's own; all that left it is used."""
+    place.data = DATA
+    server.answer, server.cut_every, server.cut_resets = File(DATA), every, True
+    outcome = fetch_and_rerun(place, server, connections)
+    assert outcome.how is How.FETCHED
+    assert server.sent - server.lost <= 1.1 * len(DATA)
+    assert not waited(outcome)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_server_that_cuts_before_each_body_ends_after_the_attempts_asked_for(
+    place: Place, server: FaultyServer, attempts: int, connections: int, reset: bool
+) -> None:
+    def cuts(exchange: Exchange) -> None:
+        exchange.head(200, Content_Length=len(MIDDLE))
+        exchange.cut(reset=reset)
+
+    server.answer = cuts
+    outcome = fetch_and_rerun(place, server, connections, attempts)
+    assert isinstance(outcome.error, TransientError)
+    assert f"Tried {attempts} times." in outcome.error.hint
+    assert len(server.requests) == attempts
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_server_that_cuts_when_all_have_begun_ends_after_the_attempts_asked_for(
+    place: Place, server: FaultyServer, connections: int
+) -> None:
+    """Each connection beyond the last one gives up at once; the last one has all its attempts."""
+    honest = File(MIDDLE, pause=PAUSE)
+    closed = threading.Event()
+
+    def until_closed(exchange: Exchange) -> None:
+        if closed.is_set():
+            exchange.cut()
+        honest(exchange)
+
+    server.answer, server.cut_every = until_closed, 2 * MIB
+    threading.Timer(0.05, closed.set).start()
+    outcome = fetch_and_rerun(place, server, connections, attempts=3)
+    assert isinstance(outcome.error, TransientError)
+    assert "Tried 3 times." in outcome.error.hint
+    assert "bytes are kept; the next run goes on after them" in outcome.error.hint
+    assert len(server.requests) <= 3 + 3 * connections
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_progress_gives_a_server_all_its_attempts_again(place: Place, server: FaultyServer, connections: int) -> None:
+    """One hang-up after each cut: far more faults than attempts, never two without progress in between."""
+    turns = itertools.count()
+    honest = File(MIDDLE)
+
+    def every_other(exchange: Exchange) -> None:
+        if next(turns) % 2:
+            exchange.cut()
+        honest(exchange)
+
+    server.answer, server.cut_every = every_other, 3 * MIB
+    outcome = fetch_and_rerun(place, server, connections, attempts=3 if connections == 1 else 5)
+    assert outcome.how is How.FETCHED
+    assert len(server.requests) > 10
+    assert server.sent <= 1.1 * len(MIDDLE)
+
+
+def test_what_came_before_the_attempts_ran_out_does_not_travel_again(place: Place, server: FaultyServer) -> None:
+    server.answer, server.cut_every = in_turn(File(MIDDLE), then=hanging_up), 9 * MIB
+    outcome = place.fetch(f"{server.url}/file", attempts=1)
+    assert isinstance(outcome.error, TransientError)
+    assert f"{9 * MIB:,} bytes are kept" in outcome.error.hint
+    server.answer, server.cut_every = File(MIDDLE), None
+    again = place.fetch(f"{server.url}/file", connections=4)
+    assert (again.how, again.kept) == (How.FETCHED, [9 * MIB])
+    assert server.sent == len(MIDDLE)
+    assert {r.headers.get("if-range") for r in server.requests[1:]} == {'"one"'}
+
+
+@pytest.mark.parametrize("at", [1, 10, 40, 70])
+def test_a_cut_within_the_head_of_an_answer_is_mended(place: Place, server: FaultyServer, at: int) -> None:
+    place.data = SMALL
+
+    def cuts(exchange: Exchange) -> None:
+        head = f'HTTP/1.1 200 Whatever\r\nContent-Length: {len(SMALL)}\r\nETag: "one"\r\nX-Filler: filler\r\n\r\n'
+        exchange.raw(head.encode()[:at])
+        exchange.cut()
+
+    server.answer = in_turn(cuts, then=File(SMALL))
+    outcome = fetch_and_rerun(place, server)
+    assert outcome.how is How.FETCHED
+    assert len(server.requests) == 2
+
+
+def test_a_reset_behind_the_last_byte_does_no_harm(place: Place, server: FaultyServer) -> None:
+    def resets(exchange: Exchange) -> None:
+        File(MIDDLE)(exchange)
+        time.sleep(0.2)
+        exchange.cut(reset=True)
+
+    server.answer = resets
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent == len(MIDDLE)
+
+
+# ---- Kinds of servers
+
+
+def parts(data: bytes, says: Callable[[int, int, int], str | None], most: int | None = None, **headers: str) -> Answer:
+    """Honest but for the Content-Range of its parts, which `says` makes of first, end and size; `most` bytes each."""
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.request.range is None:
+            File(data)(exchange)
+            return
+        first, end = exchange.request.range
+        end = len(data) if end is None else end
+        end = end if most is None else min(end, first + most)
+        exchange.head(
+            206, Content_Length=end - first, Content_Range=says(first, end, len(data)), ETag='"one"', **headers
+        )
+        exchange.body(memoryview(data)[first:end])
+
+    return answer
+
+
+def multipart(data: bytes) -> Answer:
+    def answer(exchange: Exchange) -> None:
+        if exchange.request.range is None:
+            File(data)(exchange)
+            return
+        first, end = exchange.request.range[0], exchange.request.range[1] or len(data)
+        head = f"--b\r\nContent-Range: bytes {first}-{end - 1}/{len(data)}\r\n\r\n".encode()
+        length = len(head) + end - first + 7
+        exchange.head(206, Content_Length=length, Content_Type="multipart/byteranges; boundary=b", ETag='"one"')
+        exchange.body(head)
+        exchange.body(memoryview(data)[first:end])
+        exchange.body(b"\r\n--b--")
+
+    return answer
+
+
+def refuses_ranges(data: bytes, status: int) -> Answer:
+    return lambda exchange: (refusing(status) if exchange.request.range else File(data))(exchange)
+
+
+def longer_than_said(exchange: Exchange) -> None:
+    """Parts with more bytes than their Content-Range says, and a Content-Length that says so."""
+    if exchange.request.range is None:
+        File(MIDDLE)(exchange)
+        return
+    first, end = exchange.request.range[0], exchange.request.range[1] or len(MIDDLE)
+    exchange.head(206, Content_Length=end - first + 5, Content_Range=f"bytes {first}-{end - 1}/{len(MIDDLE)}")
+    exchange.body(memoryview(MIDDLE)[first:end])
+    exchange.body(b"extra")
+
+
+# Servers that give the file to whoever asks for all of it, and the most that may travel of it, in files.
+KINDS: dict[str, tuple[Answer, float]] = {
+    "no ranges at all": (File(MIDDLE, ranges="none"), 1.6),
+    "ends of ranges overlooked": (File(MIDDLE, ranges="open"), 1.3),
+    "no entity tag": (File(MIDDLE, etag=None), 1.0),
+    "a weak entity tag": (File(MIDDLE, etag='W/"one"'), 1.0),
+    "an empty entity tag": (File(MIDDLE, etag='""'), 1.0),
+    "an entity tag without quotes": (File(MIDDLE, etag="one"), 1.0),
+    "an entity tag of a kilobyte": (File(MIDDLE, etag=f'"{"x" * 1100}"'), 1.0),
+    "total not known": (parts(MIDDLE, lambda first, end, size: f"bytes {first}-{end - 1}/*"), 1.0),
+    "parts of a megabyte at most": (
+        parts(MIDDLE, lambda first, end, size: f"bytes {first}-{end - 1}/{size}", MIB),
+        1.0,
+    ),
+    "wrong offset": (parts(MIDDLE, lambda first, end, size: f"bytes {first + 1}-{end}/{size}"), 1.6),
+    "wrong total": (parts(MIDDLE, lambda first, end, size: f"bytes {first}-{end - 1}/{size + 1}"), 1.6),
+    "total too small": (parts(MIDDLE, lambda first, end, size: f"bytes {first}-{end - 1}/{end - 1}"), 1.6),
+    "no Content-Range": (parts(MIDDLE, lambda first, end, size: None), 1.6),
+    "Content-Range empty": (parts(MIDDLE, lambda first, end, size: ""), 1.6),
+    "Content-Range rubbish": (parts(MIDDLE, lambda first, end, size: "bytes one-two/three"), 1.6),
+    "Content-Range of no part": (parts(MIDDLE, lambda first, end, size: f"bytes */{size}"), 1.6),
+    "Content-Range backwards": (parts(MIDDLE, lambda first, end, size: f"bytes {end}-{first}/{size}"), 1.6),
+    "Content-Range of another unit": (parts(MIDDLE, lambda first, end, size: f"items {first}-{end}/{size}"), 1.6),
+    "Content-Range negative": (parts(MIDDLE, lambda first, end, size: f"bytes -{first}-{end}/{size}"), 1.6),
+    "Content-Range of 30 digits": (parts(MIDDLE, lambda first, end, size: f"bytes {first}-{end}/{'9' * 30}"), 1.6),
+    "multipart": (multipart(MIDDLE), 1.6),
+    "longer than their Content-Range": (longer_than_said, 1.6),
+    "416 to every range": (refuses_ranges(MIDDLE, 416), 1.6),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["four connections", "after a cut"])
+def test_a_file_arrives_from_a_server_whose_ranges_are_of_no_or_little_use(
+    place: Place, server: FaultyServer, kind: str, way: str
+) -> None:
+    answer, most = KINDS[kind]
+
+    def cuts(exchange: Exchange) -> None:
+        exchange.head(200, Content_Length=len(MIDDLE))
+        exchange.body(memoryview(MIDDLE)[: 9 * MIB])
+        exchange.cut()
+
+    server.answer = answer if way == "four connections" else in_turn(cuts, then=answer)
+    # Of an answer that is of no use, what the buffers hold has travelled.
+    server.buffer(1 << 16)
+    outcome = fetch_and_rerun(place, server, connections=4 if way == "four connections" else 1)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= most * len(MIDDLE) + MIB
+    assert not waited(outcome)
+
+
+@pytest.mark.parametrize(
+    ("answer", "connections", "error"),
+    [
+        (refusing(416), 1, RangeError),
+        (refusing(416), 4, RangeError),
+        (
+            lambda exchange: exchange.head(206, Content_Range=f"bytes 0-9/{len(MIDDLE)}", Content_Length=10),
+            1,
+            RangeError,
+        ),
+        (lambda exchange: exchange.head(206, Content_Length=len(MIDDLE)), 4, RangeError),
+        (lambda exchange: exchange.head(206, Content_Range="rubbish", Content_Length=len(MIDDLE)), 4, RangeError),
+        (lambda exchange: exchange.head(206, Content_Range="bytes 0-9/10", Content_Length=10), 4, OmzError),
+    ],
+)
+def test_a_server_that_does_not_even_give_the_whole_file_is_an_error_after_two_requests(
+    place: Place, server: FaultyServer, answer: Answer, connections: int, error: type[OmzError]
+) -> None:
+    server.answer = answer
+    outcome = fetch_and_rerun(place, server, connections)
+    assert isinstance(outcome.error, error)
+    assert len(server.requests) == 2
+    assert not waited(outcome)
+
+
+def test_a_part_that_nobody_asked_for_is_an_error(place: Place, server: FaultyServer) -> None:
+    server.answer = parts(MIDDLE, lambda first, end, size: f"bytes {first}-{end - 1}/{size}")
+    size = len(MIDDLE)
+    server.answer = lambda exchange: (
+        exchange.head(206, Content_Range=f"bytes 0-{size - 1}/{size}", Content_Length=size),
+        exchange.body(MIDDLE),
+    )
+    outcome = fetch_and_rerun(place, server)
+    assert isinstance(outcome.error, RangeError)
+    assert "none was asked for" in outcome.error.what
+
+
+# What a server does with connections that are one too many.
+ONE_TOO_MANY: dict[str, Answer] = {
+    "the whole file": File(MIDDLE, ranges="none"),
+    "403": refusing(403),
+    "404": refusing(404),
+    "416": refusing(416),
+    "429": refusing(429, Retry_After=3600),
+    "503": refusing(503),
+    "hangs": stalling,
+    "closes": hanging_up,
+    "resets": resetting,
+}
+
+
+def one_at_a_time(honest: Answer, beyond: Answer, most: int = 1) -> Answer:
+    free = threading.BoundedSemaphore(most)
+
+    def answer(exchange: Exchange) -> None:
+        # The client may know that an answer is over before we do.
+        if not free.acquire(timeout=0.05):
+            beyond(exchange)
+            return
+        try:
+            honest(exchange)
+        finally:
+            free.release()
+
+    return answer
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("kind", ONE_TOO_MANY)
+def test_a_file_arrives_from_a_server_that_gives_ranges_to_few_connections_at_a_time(
+    place: Place, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, kind: str, most: int
+) -> None:
+    monkeypatch.setattr(transport, "READ_SECONDS", 1.0)
+    server.answer = one_at_a_time(File(MIDDLE, pause=PAUSE), ONE_TOO_MANY[kind], most)
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= (1.1 if kind not in ("the whole file", "416") else 2.1) * len(MIDDLE)
+    assert outcome.seconds < 8
+    if kind != "hangs":
+        assert not waited(outcome)
+
+
+def test_a_file_arrives_from_a_server_that_lets_connections_wait_for_each_other(
+    place: Place, server: FaultyServer
+) -> None:
+    honest, turn = File(MIDDLE), threading.Lock()
+
+    def answer(exchange: Exchange) -> None:
+        with turn:
+            honest(exchange)
+
+    server.answer, server.cut_every = answer, 3 * MIB
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= 1.1 * len(MIDDLE)
+    assert not waited(outcome)
+
+
+@pytest.mark.parametrize("kind", ["403", "429", "503", "closes", "resets"])
+def test_a_file_arrives_from_a_server_that_serves_the_first_connection_alone(
+    place: Place, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(transport, "READ_SECONDS", 1.0)
+    honest = File(MIDDLE, pause=PAUSE)
+    server.answer = lambda exchange: (ONE_TOO_MANY[kind] if exchange.request.connection else honest)(exchange)
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent == len(MIDDLE)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("connections", [4, 16])
+def test_a_file_arrives_from_a_server_that_refuses_connections_beyond_a_few(
+    place: Place, server: FaultyServer, most: int, connections: int
+) -> None:
+    place.data = DATA
+    server.answer = File(DATA, pause=PAUSE)
+    server.admit = lambda others: others < most
+    outcome = fetch_and_rerun(place, server, connections)
+    assert outcome.how is How.FETCHED
+    assert server.most_open <= most
+    assert server.sent <= 1.1 * len(DATA)
+
+
+# ---- Entities that change
+
+
+def other_version(data: bytes) -> bytes:
+    return bytes(byte ^ 0xFF for byte in data[:1000]) + data[1000:]
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"old"', '"one"'), ('"same"', '"same"'), (None, None), ('W/"same"', 'W/"same"'), ('"old"', None)],
+    ids=["the tag, too", "under the same tag", "no tag", "a weak tag", "the tag is gone"],
+)
+def test_a_file_that_becomes_the_pinned_one_between_two_requests_arrives(
+    place: Place, server: FaultyServer, before: str | None, after: str | None, connections: int
+) -> None:
+    old = File(other_version(MIDDLE), etag=before)
+    server.answer, server.cut_every = in_turn(old, then=File(MIDDLE, etag=after)), 9 * MIB
+    server.answer = in_turn(old, then=cuts_nothing(File(MIDDLE, etag=after)))
+    outcome = fetch_and_rerun(place, server, connections)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= 2.1 * len(MIDDLE)
+    assert not waited(outcome)
+
+
+def cuts_nothing(answer: Answer) -> Answer:
+    """From here on, the server cuts no connections."""
+
+    def whole(exchange: Exchange) -> None:
+        exchange.server.cut_every = None
+        answer(exchange)
+
+    return whole
+
+
+def test_a_server_whose_file_is_another_at_each_request_is_an_error(place: Place, server: FaultyServer) -> None:
+    versions = itertools.count()
+
+    def changing(exchange: Exchange) -> None:
+        number = next(versions)
+        File(other_version(MIDDLE)[: -1 - number] + bytes(1 + number), etag=f'"{number}"', pause=PAUSE)(exchange)
+
+    server.answer = changing
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert isinstance(outcome.error, IntegrityError)
+    assert server.sent <= 2.1 * len(MIDDLE)
+
+
+def test_a_tag_that_differs_between_machines_of_one_server_does_not_keep_the_file_away(
+    place: Place, server: FaultyServer
+) -> None:
+    """Some farms give each machine a tag of its own, and a whole file where it is not theirs."""
+    tags = itertools.cycle(['"a"', '"b"'])
+    server.answer = lambda exchange: File(MIDDLE, etag=next(tags), pause=PAUSE)(exchange)
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= 2.1 * len(MIDDLE)
+
+
+# ---- Redirects of a file in parts
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_each_part_goes_the_way_of_the_redirects(place: Place, server: FaultyServer, connections: int) -> None:
+    with FaultyServer(redirecting(f"{server.url}/elsewhere")) as front:
+        server.cut_every = 5 * MIB
+        outcome = place.fetch(f"{front.url}/file", connections=connections)
+        assert outcome.how is How.FETCHED
+        assert len(front.requests) == len(server.requests) > 3
+        assert {r.path for r in server.requests} == {"/elsewhere"}
+        assert Counter(r.range for r in front.requests) == Counter(r.range for r in server.requests)
+        assert server.sent == len(MIDDLE)
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_signed_address_that_expires_is_asked_for_anew(place: Place, server: FaultyServer, connections: int) -> None:
+    """Each is good for one request; only the address that the descriptor names may be kept."""
+    numbers = itertools.count()
+    used: set[str] = set()
+
+    def once(exchange: Exchange) -> None:
+        if exchange.request.target in used:
+            refusing(403)(exchange)
+            return
+        used.add(exchange.request.target)
+        File(MIDDLE)(exchange)
+
+    server.answer, server.cut_every = once, 3 * MIB
+    front_answer: Answer = lambda exchange: redirecting(f"{server.url}/signed?by={next(numbers)}")(exchange)  # noqa: E731
+    with FaultyServer(front_answer) as front:
+        outcome = place.fetch(f"{front.url}/file", connections=connections)
+        assert outcome.how is How.FETCHED
+        assert not waited(outcome)
+        assert len(used) == len(front.requests) >= 5
+        assert server.sent == len(MIDDLE)
+
+
+# ---- Wrong bytes
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+PLACES = {"first byte": 0, "first piece": 77_777, "middle": len(MIDDLE) // 2, "last byte": len(MIDDLE) - 1}
+
+
+@pytest.mark.parametrize("at", PLACES)
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_flipped_bit_is_tried_afresh_once_and_then_an_error(
+    place: Place, server: FaultyServer, connections: int, at: str
+) -> None:
+    server.answer = File(flipped(MIDDLE, PLACES[at]))
+    outcome = fetch_and_rerun(place, server, connections)
+    assert isinstance(outcome.error, IntegrityError)
+    assert "Nothing was stored" in outcome.error.hint
+    assert hashlib.sha256(MIDDLE).hexdigest() in outcome.error.what
+    assert outcome.said.count("once more from the beginning") == 1
+    assert server.sent == 2 * len(MIDDLE)
+    assert hidden_below(place.folder) == []
+
+
+@pytest.mark.parametrize("at", PLACES)
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_bit_flipped_once_does_no_harm(place: Place, server: FaultyServer, connections: int, at: str) -> None:
+    """Every connection carries it until all bytes have come, and none from then on."""
+
+    def once(exchange: Exchange) -> None:
+        wrong = exchange.server.sent < len(MIDDLE) - 1
+        File(flipped(MIDDLE, PLACES[at]) if wrong else MIDDLE)(exchange)
+
+    server.answer = once
+    outcome = fetch_and_rerun(place, server, connections, attempts=1)
+    assert outcome.how is How.FETCHED
+    assert outcome.said.count("once more from the beginning") == 1
+    assert server.sent == 2 * len(MIDDLE)
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_wrong_bytes_of_an_earlier_run_do_no_harm(place: Place, server: FaultyServer, connections: int) -> None:
+    server.answer, server.cut_every = in_turn(File(flipped(MIDDLE, 5 * MIB)), then=hanging_up), 9 * MIB
+    first = place.fetch(f"{server.url}/file", attempts=1)
+    assert isinstance(first.error, TransientError)
+    server.forget()
+    server.answer, server.cut_every = File(MIDDLE), None
+    outcome = fetch_and_rerun(place, server, connections, attempts=1)
+    assert (outcome.how, outcome.kept) == (How.FETCHED, [9 * MIB])
+    assert outcome.said.count("once more from the beginning") == 1
+    assert server.sent == 2 * len(MIDDLE) - 9 * MIB
+
+
+# ---- Bodies
+
+
+def bodies(data: bytes) -> dict[str, tuple[Answer, str]]:
+    """What is sent, and what is said about it; nothing where the file arrives all the same."""
+
+    def sends(body: bytes, *, version: str = "1.1", more: bytes = b"", **headers: object) -> Answer:
+        def answer(exchange: Exchange) -> None:
+            exchange.must_close = True
+            exchange.head(200, version=version, **headers)
+            exchange.body(body)
+            exchange.body(more)
+
+        return answer
+
+    def chunks(*lengths: int, end: bytes = b"0\r\n\r\n", close: bool = True) -> Answer:
+        def answer(exchange: Exchange) -> None:
+            exchange.must_close = close
+            exchange.head(200, Transfer_Encoding="chunked")
+            at = 0
+            for length in itertools.chain(lengths, itertools.repeat(1 << 17)):
+                part = data[at : at + length]
+                if not part:
+                    break
+                exchange.raw(f"{len(part):x}\r\n".encode())
+                exchange.body(part)
+                exchange.raw(b"\r\n")
+                at += len(part)
+            exchange.raw(end)
+
+        return answer
+
+    size = len(data)
+    return {
+        "shorter than declared": (sends(data[:-7], Content_Length=size), "broke off"),
+        "longer than declared": (sends(data, Content_Length=size, more=b"extra"), ""),
+        "declared as shorter": (sends(data, Content_Length=size - 1), f"gives {size - 1:,} bytes"),
+        "declared as longer": (sends(data, Content_Length=size + 1), f"gives {size + 1:,} bytes"),
+        "declared as nothing": (sends(b"", Content_Length=0), "gives 0 bytes"),
+        "declared as a negative number": (sends(data, Content_Length=-5), ""),
+        "declared as a word": (sends(data, Content_Length="many"), ""),
+        "declared twice, in two ways": (
+            lambda exchange: (
+                exchange.raw(f"HTTP/1.1 200 X\r\nContent-Length: {size}\r\nContent-Length: {size - 1}\r\n\r\n".encode()),
+                exchange.body(data),
+                exchange.cut(),
+            ),
+            "multiple unmatching values",
+        ),
+        "without a length": (sends(data), ""),
+        "without a length, too short": (sends(data[:-7]), f"ended after {size - 7:,}"),
+        "without a length, too long": (sends(data, more=b"x"), f"gives more than {size:,} bytes"),
+        "of HTTP/1.0 without a length": (sends(data, version="1.0"), ""),
+        "of HTTP/1.0, too short": (sends(data[:-7], version="1.0"), f"ended after {size - 7:,}"),
+        "chunked": (chunks(), ""),
+        "chunked, kept open": (chunks(close=False), ""),
+        "chunked, of odd sizes": (chunks(1, 2, 65_537, 3), ""),
+        "chunked, cut before its end": (chunks(end=b""), ""),
+        "chunked, a chunk that is none": (
+            sends(b"this is no chunk\r\n", Transfer_Encoding="chunked"), "broke off"),
+        "chunked, too long": (chunks(end=b"5\r\nextra\r\n0\r\n\r\n"), f"gives more than {size:,} bytes"),
+        "chunked, with trailers": (chunks(end=b"0\r\nX-One: 1\r\nX-Two: 2\r\n\r\n"), ""),
+        "gzip": (sends(data, Content_Length=size, Content_Encoding="gzip"), "Content-Encoding gzip"),
+        "brotli": (sends(data, Content_Length=size, Content_Encoding="br"), "Content-Encoding br"),
+        "two encodings": (sends(data, Content_Encoding="identity, deflate"), "Content-Encoding identity, deflate"),
+        "identity": (sends(data, Content_Length=size, Content_Encoding="IDENTITY"), ""),
+        "a page in the place of a file": (
+            sends(b"<html>Log in to the network</html>", Content_Type="text/html", Content_Length=34), "gives 34 bytes"),
+        "no HTTP at all": (lambda exchange: (exchange.raw(b"SSH-2.0-OpenSSH\r\n"), exchange.cut()), "did not answer"),
+        "an answer of another protocol": (
+            lambda exchange: (exchange.raw(b"HTTP/9.9 200 Whatever\r\n\r\n"), exchange.cut()), "did not answer"),
+        "a status that is no number": (
+            lambda exchange: (exchange.raw(b"HTTP/1.1 abc Whatever\r\n\r\n"), exchange.cut()), "did not answer"),
+        "a header of a megabyte": (
+            lambda exchange: (exchange.raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * MIB + b"\r\n\r\n"), exchange.cut()),
+            "did not answer"),
+        "ten thousand headers": (
+            lambda exchange: (exchange.raw(b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 10_000 + b"\r\n"), exchange.cut()),
+            "did not answer"),
+    }  # fmt: skip
+
+
+BODIES = bodies(SMALL)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_is_the_file_or_an_error(place: Place, server: FaultyServer, kind: str) -> None:
+    place.data = SMALL
+    server.answer, says = BODIES[kind]
+    outcome = fetch_and_rerun(place, server, attempts=2)
+    if says:
+        assert isinstance(outcome.error, SourceError | IntegrityError)
+        assert not isinstance(outcome.error, UnreachableError)
+        assert says in outcome.error.what
+        assert hidden_below(place.folder) == []
+    else:
+        assert outcome.how is How.FETCHED
+    assert len(server.requests) <= 4
+    assert server.sent <= 4 * (len(SMALL) + 10)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, says) in BODIES.items() if says])
+def test_a_body_that_is_the_file_at_the_second_try_does_no_harm(place: Place, server: FaultyServer, kind: str) -> None:
+    place.data = SMALL
+    server.answer = in_turn(BODIES[kind][0], then=File(SMALL))
+    outcome = fetch_and_rerun(place, server, attempts=2)
+    if "Content-Encoding" in outcome.said:
+        assert isinstance(outcome.error, SourceError)
+    else:
+        assert outcome.how is How.FETCHED
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_body_without_end_is_left_after_the_pinned_number_of_bytes(
+    place: Place, server: FaultyServer, connections: int, chunked: bool
+) -> None:
+    def endless(exchange: Exchange) -> None:
+        exchange.head(200, Transfer_Encoding="chunked" if chunked else None)
+        for data in itertools.repeat(DATA[: 1 << 16], 10_000):
+            if chunked:
+                exchange.raw(b"10000\r\n")
+            exchange.body(data)
+            if chunked:
+                exchange.raw(b"\r\n")
+
+    server.answer = endless
+    outcome = fetch_and_rerun(place, server, connections)
+    assert isinstance(outcome.error, IntegrityError)
+    assert f"more than {len(MIDDLE):,} bytes" in outcome.error.what
+    assert len(server.requests) == 2
+    # And what the buffers of both ends hold.
+    assert server.sent <= 2 * (len(MIDDLE) + 16 * MIB)
+
+
+def test_an_endless_part_is_left_at_its_end(place: Place, server: FaultyServer) -> None:
+    """A server that goes on behind the part that it declares: the part is what counts."""
+
+    def endless(exchange: Exchange) -> None:
+        first, end = exchange.request.range or (0, None)
+        end = end or len(MIDDLE)
+        exchange.must_close = True
+        exchange.head(206, Content_Range=f"bytes {first}-{end - 1}/{len(MIDDLE)}", ETag='"one"')
+        exchange.body(memoryview(MIDDLE)[first:end])
+        for data in itertools.repeat(bytes(1 << 16), 1000):
+            exchange.body(data)
+
+    server.answer = endless
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= len(MIDDLE) + len(server.requests) * 8 * MIB
+
+
+@pytest.mark.parametrize("way", ["closed at once", "closed a little later", "more bytes than declared"])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_connections_that_do_not_live_up_to_the_next_request_do_no_harm(
+    place: Place, server: FaultyServer, way: str, connections: int
+) -> None:
+    place.data = DATA
+
+    def answer(exchange: Exchange) -> None:
+        File(DATA)(exchange)
+        if way == "more bytes than declared":
+            exchange.raw(b"HTTP/1.1 200 Whatever\r\nContent-Length: 9\r\n\r\nthe wrong")
+            return
+        if way == "closed a little later":
+            time.sleep(0.001)
+        exchange.cut()
+
+    server.answer = answer
+    outcome = fetch_and_rerun(place, server, connections)
+    assert outcome.how is How.FETCHED
+    assert server.sent <= 1.1 * len(DATA)
+
+
+# ---- Refusals
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (400, "Check the source in the descriptor"),
+        (401, "Set HF_TOKEN"),
+        (402, "Check the source in the descriptor"),
+        (403, "Accept the model's terms"),
+        (404, "Check the source in the descriptor"),
+        (405, "Check the source in the descriptor"),
+        (410, "Check the source in the descriptor"),
+        (451, "Check the source in the descriptor"),
+        (204, "Check the source in the descriptor"),
+        (304, "Check the source in the descriptor"),
+        (501, "Check the source in the descriptor"),
+        (505, "Check the source in the descriptor"),
+        (999, "Check the source in the descriptor"),
+    ],
+)
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_refusal_is_one_request_and_advice_that_fits(
+    place: Place, server: FaultyServer, status: int, advice: str, connections: int
+) -> None:
+    server.answer = refusing(status)
+    outcome = fetch_and_rerun(place, server, connections)
+    assert isinstance(outcome.error, SourceError)
+    assert f"answered {status}" in outcome.error.what
+    assert advice in outcome.error.hint
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_status_that_may_pass_is_asked_again_after_a_while_that_grows(
+    place: Place, server: FaultyServer, status: int
+) -> None:
+    place.data = SMALL
+    server.answer = in_turn(refusing(status), refusing(status), then=File(SMALL))
+    outcome = fetch_and_rerun(place, server, attempts=3)
+    assert outcome.how is How.FETCHED
+    first, second = (after.at - before.at for before, after in itertools.pairwise(server.requests))
+    assert 0.25 <= first < 1
+    assert 0.5 <= second < 2
+    assert outcome.said.count(f"answered {status}; trying again in") == 2
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_status_that_does_not_pass_ends_after_the_attempts_asked_for(
+    place: Place, server: FaultyServer, status: int, connections: int
+) -> None:
+    server.answer = refusing(status)
+    outcome = fetch_and_rerun(place, server, connections, attempts=2)
+    assert isinstance(outcome.error, TransientError)
+    assert "Tried 2 times." in outcome.error.hint
+    assert len(server.requests) == 2
+
+
+def test_those_who_failed_at_the_same_moment_do_not_all_come_back_at_the_same(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    refused = set[str]()
+
+    def once(exchange: Exchange) -> None:
+        path = exchange.request.path
+        answer = File(SMALL) if path in refused else refusing(503)
+        refused.add(path)
+        answer(exchange)
+
+    server.answer = once
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: Place(tmp_path / str(n), SMALL).fetch(f"{server.url}/{n}"), range(8)))
+    waits = []
+    for number in range(8):
+        first, second = (request.at for request in server.requests if request.path == f"/{number}")
+        waits.append(second - first)
+    assert all(0.25 <= wait < 2 for wait in waits)
+    assert max(waits) - min(waits) > 0.02
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_wait_that_a_server_names_is_kept(place: Place, server: FaultyServer, status: int, form: str) -> None:
+    place.data = SMALL
+
+    def busy(exchange: Exchange) -> None:
+        refusing(status, Retry_After="2" if form == "seconds" else http_date(3))(exchange)
+
+    server.answer = in_turn(busy, then=File(SMALL))
+    outcome = fetch_and_rerun(place, server)
+    assert outcome.how is How.FETCHED
+    first, second = server.requests
+    assert 1.8 < second.at - first.at < 10
+
+
+NO_WAITS = [
+    "",
+    "0",
+    "-5",
+    "soon",
+    "1.5",
+    "\xb2",
+    "1e9",
+    "Thu, 99 Foo 2024 00:00:00 GMT",
+    "Mon, 01 Jan 0001 00:00:00 GMT",
+]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("value", [*NO_WAITS, http_date(-3600)])
+def test_a_wait_that_means_nothing_is_no_wait(place: Place, server: FaultyServer, status: int, value: str) -> None:
+    place.data = SMALL
+    server.answer = in_turn(refusing(status, Retry_After=value), then=File(SMALL))
+    outcome = fetch_and_rerun(place, server)
+    assert outcome.how is How.FETCHED
+    first, second = server.requests
+    assert 0.2 < second.at - first.at < 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("value", ["3600", "9" * 40, http_date(3600), "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_server_that_names_a_long_wait_is_given_up_at_once(
+    place: Place, server: FaultyServer, status: int, value: str, connections: int
+) -> None:
+    server.answer = refusing(status, Retry_After=value)
+    outcome = fetch_and_rerun(place, server, connections)
+    assert isinstance(outcome.error, TransientError)
+    assert re.search(r"asks to be left alone for [\d,]+ s. Try again after that.", outcome.error.hint)
+    assert len(server.requests) == 1
+    assert outcome.seconds < 2
+
+
+def test_another_source_is_asked_instead_of_a_long_wait(place: Place, server: FaultyServer) -> None:
+    with FaultyServer(refusing(429, Retry_After=3600)) as busy:
+        outcome = place.fetch(f"{busy.url}/file", f"{server.url}/file", connections=4)
+    assert outcome.how is How.FETCHED
+    assert outcome.seconds < 5
+    assert len(busy.requests) == 1
+    assert f"{busy.url}/file answered 429; trying the next source" in outcome.said
+
+
+# ---- Stalls and drips
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for half a minute otherwise."""
+    monkeypatch.setattr(transport, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(transport, "FIRST_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(transport, "SLOW_SECONDS", 1.0)
+
+
+def halts(data: bytes, after: int, halt: Answer) -> Answer:
+    """An honest answer that halts after so many bytes, if it has more."""
+
+    def answer(exchange: Exchange) -> None:
+        part = File(data).part(exchange.request)
+        first, end = part or (0, len(data))
+        headers = {"Content_Range": f"bytes {first}-{end - 1}/{len(data)}"} if part else {}
+        exchange.head(206 if part else 200, Content_Length=end - first, ETag='"one"', **headers)
+        exchange.body(memoryview(data)[first : min(end, first + after)])
+        if end - first > after:
+            halt(exchange)
+
+    return answer
+
+
+def drips(exchange: Exchange) -> None:
+    """A byte, which may even be the right one, ten times a second."""
+    for _ in range(600):
+        exchange.body(MIDDLE[:1], pause=0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("halt", [Exchange.stall, drips], ids=["stalls", "drips"])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_one_transfer_that_comes_to_a_halt_is_asked_for_again(
+    place: Place, server: FaultyServer, connections: int, halt: Answer
+) -> None:
+    honest = File(MIDDLE)
+    server.answer = in_turn(*[honest] * (connections - 1), halts(MIDDLE, 2 * MIB, Exchange.stall), then=honest)
+    outcome = fetch_and_rerun(place, server, connections)
+    assert outcome.how is How.FETCHED
+    assert outcome.seconds < 8
+    assert server.sent <= 1.1 * len(MIDDLE)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("halt", [Exchange.stall, drips], ids=["stalls", "drips"])
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("after", [0, 2 * MIB])
+def test_transfers_that_all_come_to_a_halt_end(
+    place: Place, server: FaultyServer, connections: int, halt: Answer, after: int
+) -> None:
+    server.answer = in_turn(*[halts(MIDDLE, after, halt)] * connections, then=halts(MIDDLE, 0, halt))
+    outcome = fetch_and_rerun(place, server, connections, attempts=2)
+    assert isinstance(outcome.error, TransientError)
+    assert "Tried 2 times." in outcome.error.hint
+    assert outcome.seconds < 15
+    assert len(server.requests) <= 2 * connections + 2
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("head", ["nothing", "drips"])
+def test_a_server_that_never_ends_the_head_of_its_answer_is_unreachable(
+    place: Place, server: FaultyServer, head: str
+) -> None:
+    def drip(exchange: Exchange) -> None:
+        exchange.raw(b"HTTP/1.1 200 Whatever\r\nX-Long: ")
+        for _ in range(200):
+            exchange.raw(b"x")
+            if exchange.server.ending.wait(0.05):
+                return
+
+    server.answer = stalling if head == "nothing" else drip
+    outcome = fetch_and_rerun(place, server)
+    assert isinstance(outcome.error, UnreachableError)
+    assert outcome.seconds < 5
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("head", ["nothing", "drips"])
+def test_a_server_that_answered_once_and_then_never_ends_a_head_ends_after_the_attempts_asked_for(
+    place: Place, server: FaultyServer, head: str
+) -> None:
+    def drip(exchange: Exchange) -> None:
+        exchange.raw(b"HTTP/1.1 200 Whatever\r\nX-Long: ")
+        for _ in range(200):
+            exchange.raw(b"x")
+            if exchange.server.ending.wait(0.05):
+                return
+
+    server.answer, server.cut_every = in_turn(File(MIDDLE), then=stalling if head == "nothing" else drip), 2 * MIB
+    outcome = fetch_and_rerun(place, server, attempts=2)
+    assert isinstance(outcome.error, TransientError)
+    assert re.search("no answer within 1 seconds|timed out", outcome.error.what)
+    assert outcome.seconds < 8
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_slow_server_that_keeps_on_sending_is_not_given_up(
+    place: Place, server: FaultyServer, connections: int
+) -> None:
+    """Ten times as fast as the slowest that is borne."""
+    place.data = SMALL
+    server.answer = File(SMALL, step=1000, pause=0.02)
+    outcome = fetch_and_rerun(place, server, connections)
+    assert outcome.how is How.FETCHED
+    assert outcome.seconds > 1
+    assert len(server.requests) == 1
+
+
+# ---- Redirects and tokens
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("/file", "in a circle"),
+        ("/other", "in a circle"),
+        ("file:///etc/passwd", "not http or https"),
+        ("ftp://127.0.0.1/file", "not http or https"),
+        ("data:text/plain,hello", "not http or https"),
+        ("//", "redirects"),
+        ("http://", "redirects|usable URL"),
+        ("http://127.0.0.1:0x50/", "127"),
+        ("", "redirects"),
+    ],
+)
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_redirect_that_leads_nowhere_is_an_error_at_once(
+    place: Place, server: FaultyServer, target: str, says: str, connections: int
+) -> None:
+    server.answer = by_path(file=redirecting(target), other=redirecting("/file"))
+    outcome = fetch_and_rerun(place, server, connections)
+    assert isinstance(outcome.error, SourceError)
+    assert re.search(says, outcome.error.what)
+    assert len(server.requests) <= 2
+
+
+@pytest.mark.parametrize(
+    "target", ["elsewhere/it", "/elsewhere/it", "./elsewhere/it", "?to=elsewhere", "//{host}/elsewhere/it"]
+)
+def test_a_redirect_to_a_relative_address_is_followed_for_each_part(
+    place: Place, server: FaultyServer, target: str
+) -> None:
+    def answer(exchange: Exchange) -> None:
+        if "elsewhere" in exchange.request.target:
+            File(MIDDLE)(exchange)
+        else:
+            redirecting(target.format(host=exchange.server.host))(exchange)
+
+    server.answer, server.cut_every = answer, 5 * MIB
+    outcome = place.fetch(f"{server.url}/file", connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent == len(MIDDLE)
+
+
+AUTHORITY = trustme.CA()
+
+
+@pytest.fixture
+def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """What an https server needs whose certificate this process trusts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    (tmp_path / "ca.pem").write_bytes(AUTHORITY.cert_pem.bytes())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    return context
+
+
+def ask(transport: Transport, url: str, first: int = 0) -> bytes:
+    with transport.get(url, token=TOKEN, first=first, end=first + 10, etag='"one"') as body:
+        return next(iter(body))[:10]
+
+
+@pytest.mark.parametrize("way", ["another port", "another name of the host", "another scheme", "a look-alike"])
+def test_a_token_goes_to_no_other_host_port_or_scheme(server: FaultyServer, secure: ssl.SSLContext, way: str) -> None:
+    """Nor on the way back: what another host says that it leads to is not trusted with less."""
+    with FaultyServer(File(MIDDLE), tls=secure) as other, FaultyServer(File(MIDDLE)) as plain:
+        targets = {
+            "another port": f"{plain.url}/file",
+            "another name of the host": f"http://localhost:{server.host.split(':')[1]}/elsewhere",
+            "another scheme": f"{other.url}/file",
+            "a look-alike": f"http://{server.host}@{plain.host}/file",
+        }
+        server.answer = by_path(file=redirecting(targets[way]), elsewhere=File(MIDDLE))
+        client = Transport()
+        for first in (0, 5 * MIB, 9 * MIB):
+            assert ask(client, f"{server.url}/file", first) == MIDDLE[first : first + 10]
+        sent = {r.path: r.headers.get("authorization") for r in server.requests}
+        assert sent.pop("/file") == f"Bearer {TOKEN}"
+        assert set(sent.values()) | set(other.authorizations) | set(plain.authorizations) == {None}
+
+
+def test_a_token_comes_back_with_a_redirect_to_its_own_host(server: FaultyServer) -> None:
+    with FaultyServer(redirecting(f"{server.url}/back")) as other:
+        server.answer = by_path(file=redirecting(f"{other.url}/file"), back=File(MIDDLE))
+        assert ask(Transport(), f"{server.url}/file") == MIDDLE[:10]
+        assert other.authorizations == [None]
+        assert server.authorizations == [f"Bearer {TOKEN}"] * 2
+
+
+def test_nothing_is_fetched_by_http_that_should_come_by_https(server: FaultyServer, secure: ssl.SSLContext) -> None:
+    with FaultyServer(redirecting(f"{server.url}/file"), tls=secure) as front:
+        with pytest.raises(SourceError, match="from https to http"):
+            ask(Transport(), f"{front.url}/file", 5 * MIB)
+        assert front.authorizations == [f"Bearer {TOKEN}"]
+    assert server.connections == 0
+
+
+# ---- Sources
+
+
+def dead_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+FIRST_SOURCES: dict[str, Answer] = {
+    "404": refusing(404),
+    "503": refusing(503),
+    "other bytes": File(flipped(MIDDLE, 1000)),
+    "other size": File(MIDDLE[:-1]),
+    "hangs up": hanging_up,
+    "no HTTP": lambda exchange: (exchange.raw(b"hello\r\n"), exchange.cut()),
+    "circle": redirecting("/file"),
+}
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("kind", FIRST_SOURCES)
+def test_the_next_source_is_taken_where_the_first_is_no_use(
+    place: Place, server: FaultyServer, kind: str, connections: int
+) -> None:
+    server.answer = File(MIDDLE, etag='"two"')
+    with FaultyServer(FIRST_SOURCES[kind]) as first:
+        outcome = place.fetch(f"{first.url}/file", f"{server.url}/file", connections=connections, attempts=2)
+    assert outcome.how is How.FETCHED
+    assert f"{first.url}/file" in outcome.said
+    assert outcome.said.count("trying the next source") == 1
+    assert f"... taken from {server.url}/file" in outcome.notes
+    assert server.sent == len(MIDDLE)
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_the_next_source_goes_on_after_the_bytes_that_are_there(
+    place: Place, server: FaultyServer, connections: int
+) -> None:
+    """A mirror has the same bytes under another entity tag."""
+    server.answer = File(MIDDLE, etag='"two"')
+    # The same bytes for each of the connections.
+    honest = in_turn(*[File(MIDDLE)] * connections, then=hanging_up)
+    with FaultyServer(honest) as first:
+        first.cut_every = 8 * MIB // connections
+        first.buffer(1 << 16)
+        outcome = place.fetch(f"{first.url}/file", f"{server.url}/file", connections=connections, attempts=1)
+        assert outcome.how is How.FETCHED
+        assert first.sent >= 2 * MIB
+        assert first.sent + server.sent <= 1.1 * len(MIDDLE)
+        assert {r.headers.get("if-range") for r in server.requests} <= {None, '"two"'}
+        assert f"{first.url}/file" in outcome.said
+        assert f"... taken from {server.url}/file" in outcome.notes
+
+
+def test_a_mirror_that_goes_on_after_wrong_bytes_of_the_first_source_is_asked_for_all_of_them(
+    place: Place, server: FaultyServer
+) -> None:
+    with FaultyServer(in_turn(File(flipped(MIDDLE, 100)), then=hanging_up)) as first:
+        first.cut_every = 8 * MIB
+        outcome = place.fetch(f"{first.url}/file", f"{server.url}/file", attempts=1)
+    assert outcome.how is How.FETCHED
+    assert outcome.said.count("once more from the beginning") == 1
+    assert server.sent == 2 * len(MIDDLE) - 8 * MIB
+
+
+def test_when_no_source_is_of_use_each_is_named(place: Place, server: FaultyServer) -> None:
+    dead = dead_port()
+    server.answer = by_path(a=refusing(404), b=File(flipped(MIDDLE, 0)), c=refusing(403))
+    urls = [f"{dead}/file", f"{server.url}/a", f"{server.url}/b", f"{server.url}/c"]
+    outcome = place.fetch(*urls)
+    assert outcome.error is not None
+    assert all(url in str(outcome.error) for url in urls)
+    assert "Tried before it:" in outcome.error.hint
+
+
+# ---- Proxies and private authorities
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_file_arrives_in_parts_through_a_proxy(
+    place: Place, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, connections: int
+) -> None:
+    server.cut_every = 3 * MIB
+    with ForwardingProxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("://", "://me:p%40ss@"))
+        outcome = place.fetch(f"{server.url}/file", connections=connections)
+    assert outcome.how is How.FETCHED
+    assert set(proxy.asked) == {f"GET {server.url}/file"}
+    assert len(proxy.asked) == len(server.requests) > 5
+    assert set(proxy.credentials) == {"Basic bWU6cEBzcw=="}
+    assert all("proxy-authorization" not in request.headers for request in server.requests)
+    assert server.sent <= 1.1 * len(MIDDLE)
+
+
+@pytest.mark.parametrize("through", ["no proxy", "a proxy"])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_file_arrives_in_parts_from_a_host_of_a_private_authority(
+    place: Place, secure: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, connections: int, through: str
+) -> None:
+    with FaultyServer(File(MIDDLE), tls=secure) as server, ForwardingProxy() as proxy:
+        if through == "a proxy":
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        server.cut_every = 3 * MIB
+        outcome = place.fetch(f"{server.url}/file", connections=connections)
+        assert outcome.how is How.FETCHED
+        assert set(proxy.asked) == ({f"CONNECT {server.host}"} if through == "a proxy" else set())
+        assert server.sent <= 1.1 * len(MIDDLE)
