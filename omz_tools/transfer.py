@@ -54,6 +54,14 @@ class _Piece:
     end: int
 
 
+@dataclass
+class _Luck:
+    """How a connection fared: new bytes since its last fault, and faults in a row without progress."""
+
+    gained: int = 0
+    failures: int = 0
+
+
 class Transfer:
     """The work of bringing what a partial file lacks from one source."""
 
@@ -135,7 +143,8 @@ class Transfer:
     def _work(self) -> None:
         """Fetch piece after piece until there are none, or this connection is one too many, or the source fails."""
         try:
-            while (piece := self._next()) and self._bring(piece):
+            luck = _Luck()
+            while (piece := self._next()) and self._bring(piece, luck):
                 pass
         except BaseException as error:  # noqa: BLE001 -- raised again by run, in the thread that waits
             with self._news:
@@ -155,31 +164,35 @@ class Transfer:
         self._working -= 1
         self._news.notify_all()
 
-    def _bring(self, piece: _Piece) -> bool:
+    def _bring(self, piece: _Piece, luck: _Luck) -> bool:
         """Fetch a piece, asking again after faults; False if it was given back, for others to fetch."""
-        failures = 0
         while piece.first < piece.end and not self._stopped:
             first, beginnings = piece.first, self._beginnings
             try:
                 self._ask(piece)
-                failures = 0
             except SourceError as error:
                 if piece.first == piece.end:
                     break
                 anew = self._beginnings - beginnings
-                # To begin anew each time is no progress.
-                progress = piece.first - (0 if anew else first) >= PROGRESS and (not anew or self._beginnings == 1)
+                if not anew:
+                    luck.gained += piece.first - first
+                    if piece.first > first:
+                        self._longest, self._whole_answers = max(piece.first - first, SHORTEST_ANSWER), 0
+                elif self._beginnings == 1:  # to begin anew each time is no progress
+                    luck.gained += piece.first
+                progress = luck.gained >= PROGRESS
                 if not progress and self._give_back(piece):
                     return False
-                failures = 1 if progress else failures + 1
-                if progress and not anew:
-                    self._longest, self._whole_answers = max(piece.first - first, SHORTEST_ANSWER), 0
+                luck.failures = 1 if progress else luck.failures + 1
+                luck.gained = 0
                 if not isinstance(error, TransientError):
                     raise
-                if failures >= self._manner.attempts:
-                    error.hint = f"Tried {failures} times. {error.hint}".strip()
+                if luck.failures >= self._manner.attempts:
+                    error.hint = f"Tried {luck.failures} times. {error.hint}".strip()
                     raise
-                self._wait(error, 0 if progress else failures)
+                self._wait(error, 0 if progress else luck.failures)
+            else:
+                luck.gained += piece.first - first
         return True
 
     def _give_back(self, piece: _Piece) -> bool:
@@ -253,8 +266,8 @@ class Transfer:
             # A server that takes no notice of where the part ends: to leave it there would waste what is on the way.
             while self._pieces and self._pieces[0].first == piece.end:
                 piece.end = self._pieces.popleft().end
-        if body.ranges and self._dismissed < self._manner.connections:
-            for _ in range(min(self._manner.connections - self._working, len(self._pieces))):
+        if body.ranges:
+            for _ in range(min(self._manner.connections - self._dismissed - self._working, len(self._pieces))):
                 self._hire()
 
     def _write(self, body: Body, piece: _Piece) -> None:

@@ -222,6 +222,8 @@ class Transport:
 
         try:
             response = self._within(patience, request)
+        except urllib3.exceptions.InvalidHeader as error:
+            raise SourceError(f"{url} did not answer properly: {reason(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             # One that takes connections and drops them may be starting up, or busy.
             dropped = isinstance(error, urllib3.exceptions.ProtocolError) and self.patience(url) > 1
