@@ -1,12 +1,12 @@
 """The straight line: which stage follows which, for one model."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omz_tools import checkpoint, download, ir, onnx_export, postprocess, verify
 from omz_tools.checkpoint import Checkpoint
-from omz_tools.descriptor import PRECISIONS, Export, Precision
+from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
 from omz_tools.download import How, Want
 from omz_tools.errors import MissingError, UnsupportedError, context
 from omz_tools.files import Staging, disk_errors, room_for
@@ -47,15 +47,14 @@ def plan_download(model: Model, output_dir: Path, precisions: Iterable[str], mea
         DiskError: what is in place cannot be read.
     """
     with context(f"model {model.name}"):
-        folder = output_dir / model.subdirectory
         unwanted = set(PRECISIONS) - set(precisions)
-        steps = model.descriptor.postprocessing
         wants = [
-            Want(entry, folder / postprocess.fetched_as(steps, entry.name), model.folder)
-            for entry in model.descriptor.files
+            Want(entry, path, model.folder)
+            for entry, path in _places(model, output_dir)
             if entry.name.split("/")[0] not in unwanted
         ]
-        return Download(model, folder, tuple((want, download.foresee(want, means)) for want in wants))
+        plan = tuple((want, download.foresee(want, means)) for want in wants)
+        return Download(model, output_dir / model.subdirectory, plan)
 
 
 def carry_out(plan: Download, means: download.Means, reporter: Reporter) -> None:
@@ -71,10 +70,7 @@ def carry_out(plan: Download, means: download.Means, reporter: Reporter) -> None
         try:
             for want, how in plan.wants:
                 _bring(model, want, how, means, reporter)
-            if model.descriptor.postprocessing:
-                reporter.postprocessing_begin(model.name)
-                postprocess.apply(model.descriptor.postprocessing, plan.folder, reporter.note)
-                reporter.postprocessing_end(model.name)
+            _postprocess(plan, reporter)
             successful = True
             total = size_text(sum(want.entry.size for want, _ in plan.wants))
             reporter.about(model.name, f"{len(plan.wants)} files, {total}, all verified, are in {plan.folder}")
@@ -82,8 +78,20 @@ def carry_out(plan: Download, means: download.Means, reporter: Reporter) -> None
             reporter.model_end(model.name, successful)
 
 
+def _postprocess(plan: Download, reporter: Reporter) -> None:
+    pinned = {entry.name for entry in plan.model.descriptor.files}
+    left_out = pinned - {want.entry.name for want, _ in plan.wants}
+    if steps := [step for step in plan.model.descriptor.postprocessing if step.file not in left_out]:
+        reporter.postprocessing_begin(plan.model.name)
+        try:
+            postprocess.apply(steps, plan.folder, reporter.note, pinned)
+        finally:
+            reporter.postprocessing_end(plan.model.name)
+
+
 def _bring(model: Model, want: Want, how: How, means: download.Means, reporter: Reporter) -> None:
     name, size = want.entry.name, want.entry.size
+    means = replace(means, note=lambda text: reporter.about(model.name, text))
     reporter.file_begin(model.name, name, size, str(want.target))
     came: How | None = how if how is How.IN_PLACE else None
     try:
@@ -224,7 +232,7 @@ def conversion_of(model: Model, precisions: Iterable[str]) -> tuple[Export, list
 def check_present(model: Model, download_dir: Path) -> None:
     """Check that every file of a model is in the download folder; MissingError names those that are not."""
     folder = download_dir / model.subdirectory
-    missing = [entry.name for entry in model.descriptor.files if not (folder / entry.name).exists()]
+    missing = [entry.name for entry, path in _places(model, download_dir) if not path.exists()]
     if missing:
         raise MissingError(
             f"not in {folder}: {', '.join(missing)}",
@@ -240,7 +248,12 @@ def check_downloaded(model: Model, download_dir: Path) -> None:
         IntegrityError: a file is not the pinned one.
     """
     check_present(model, download_dir)
-    for entry in model.descriptor.files:
-        path = download_dir / model.subdirectory / entry.name
+    for entry, path in _places(model, download_dir):
         with disk_errors("Reading", path):
             download.check(entry, path)
+
+
+def _places(model: Model, output_dir: Path) -> list[tuple[FileEntry, Path]]:
+    """Where each pinned file of a model lies: beside its name if postprocessing changes it."""
+    folder, steps = output_dir / model.subdirectory, model.descriptor.postprocessing
+    return [(entry, folder / postprocess.fetched_as(steps, entry.name)) for entry in model.descriptor.files]

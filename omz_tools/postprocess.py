@@ -93,7 +93,7 @@ def apply(
             with context(f"file {folder / file}"):
                 note(_replace(file, [step for step in replacements if step.file == file], tree))
         staging.publish()
-    note(f"... {tree.written:,} files written" if tree.written else "... all of it was there already")
+    note(f"... files written: {tree.written:,}" if tree.written else "... all of it was there already")
 
 
 class _Tree:
@@ -158,7 +158,7 @@ def _replace(file: RelativeName, steps: list[RegexReplace], tree: _Tree) -> str:
         ) from None
     with disk_errors("Writing", tree.folder / file):
         tree.put(file, len(data), io.BytesIO(data))
-    return f"... {replaced:,} replacements in {file}"
+    return f"... occurrences replaced in {file}: {replaced:,}"
 
 
 def _check_number(step: RegexReplace, number: int) -> None:
@@ -220,7 +220,7 @@ def _unpack(step: UnpackArchive, steps: Sequence[Step], tree: _Tree, kept: set[s
             bounds.count(files[target])
             with tree.path(fetched_as(steps, target)).open("rb") as stream:
                 tree.put(fetched_as(steps, name), files[target], stream)
-    return f"... {len(files) + len(links):,} files in {step.file}, {size_text(bounds.held)}"
+    return f"... files in {step.file}: {len(files) + len(links):,}, {size_text(bounds.held)}"
 
 
 class _Bounds:

@@ -289,7 +289,7 @@ class TerminalReporter(Reporter):
 
     def _bar(self, label: str, name: str, transfer: _Transfer) -> Text:
         """Name, bar, speed and time left in one line; how much of what, too, where there is room for it."""
-        encoding = self._console.encoding
+        encoding, unicode = self._console.encoding, self._console.encoding.startswith("utf")
         width = min(self._console.width, 120) - 1  # in the last column some terminals begin a new line
         speed, left = transfer.figures()
         figures, gap = f"{speed:>10} {left:>7}", " "
@@ -299,16 +299,16 @@ class TerminalReporter(Reporter):
         room = free * 3 // 5
         if cell_len(label + name) > room:
             name = name.rsplit("/", 1)[-1]
-        name = label + name
+        name = (label + name).encode(encoding, "replace").decode(encoding)
         if cell_len(name) > room:
-            name = set_cell_size(name, room - 1) + "…"
+            name = set_cell_size(name, room - 1) + ("…" if unicode else "~")
         full, half = divmod(transfer.percent * (free - room) // 50, 2)
         rest = free - room - full - half
-        line, tip = ("━", "╸") if encoding.startswith("utf") else ("-", " ")
+        line, tip = ("━", "╸") if unicode else ("-", " ")
         # Without colours the two parts could not be told apart.
         blank = self._console.no_color or not self._console.color_system
         bar = Text.assemble(
-            set_cell_size(name, room).encode(encoding, "replace").decode(encoding) + gap,
+            set_cell_size(name, room) + gap,
             (line * full + tip * half, "cyan"),
             " " * rest if blank else (line * rest, "bright_black"),
             gap + figures,

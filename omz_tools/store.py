@@ -174,8 +174,8 @@ class Store:
             try:
                 if not dry_run:
                     _remove(removal.path)
-            except FileNotFoundError:
-                continue  # another process removed it
+            except (*_ABSENT, IsADirectoryError):
+                continue  # another process removed it, or something else is there by now
             except OSError as error:
                 stuck.append(f"{removal.path}: {error.strerror}")
                 continue

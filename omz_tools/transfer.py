@@ -170,30 +170,25 @@ class Transfer:
             first, beginnings = piece.first, self._beginnings
             try:
                 self._ask(piece)
+                luck.gained += piece.first - first
             except SourceError as error:
                 if piece.first == piece.end:
                     break
-                anew = self._beginnings - beginnings
-                if not anew:
-                    luck.gained += piece.first - first
-                    if piece.first > first:
-                        self._longest, self._whole_answers = max(piece.first - first, SHORTEST_ANSWER), 0
-                elif self._beginnings == 1:  # to begin anew each time is no progress
-                    luck.gained += piece.first
-                progress = luck.gained >= PROGRESS
-                if not progress and self._give_back(piece):
+                self._count(piece, first, beginnings, luck)
+                if luck.failures and self._give_back(piece):
                     return False
-                luck.failures = 1 if progress else luck.failures + 1
-                luck.gained = 0
-                if not isinstance(error, TransientError):
-                    raise
-                if luck.failures >= self._manner.attempts:
-                    error.hint = f"Tried {luck.failures} times. {error.hint}".strip()
-                    raise
-                self._wait(error, 0 if progress else luck.failures)
-            else:
-                luck.gained += piece.first - first
+                self._wait_or_raise(error, luck.failures)
         return True
+
+    def _count(self, piece: _Piece, first: int, beginnings: int, luck: _Luck) -> None:
+        """Count a fault as one without progress, unless there was some since the last fault."""
+        anew = self._beginnings - beginnings
+        if not anew and piece.first > first:
+            self._longest, self._whole_answers = max(piece.first - first, SHORTEST_ANSWER), 0
+        # To begin anew each time is no progress.
+        luck.gained += piece.first - first if not anew else piece.first if self._beginnings == 1 else 0
+        luck.failures = 0 if luck.gained >= PROGRESS else luck.failures + 1
+        luck.gained = 0
 
     def _give_back(self, piece: _Piece) -> bool:
         """Leave a piece that this connection cannot get to the others, if there are any."""
@@ -205,7 +200,13 @@ class Transfer:
             self._leave()
             return True
 
-    def _wait(self, error: TransientError, failures: int) -> None:
+    def _wait_or_raise(self, error: SourceError, failures: int) -> None:
+        """Wait until the source may be asked again, after so many faults in a row; raise if it may not."""
+        if not isinstance(error, TransientError):
+            raise error
+        if max(failures, 1) >= self._manner.attempts:
+            error.hint = f"Tried {max(failures, 1)} times. {error.hint}".strip()
+            raise error
         if error.retry_after > LONGEST_WAIT:
             error.hint = f"It asks to be left alone for {error.retry_after:,.0f} s. Try again after that."
             raise error

@@ -8,6 +8,7 @@ calls of the interpreter's own start, and of libraries in C, are not.
 import builtins
 import contextlib
 import errno
+import gc
 import hashlib
 import importlib
 import io
@@ -68,23 +69,13 @@ class Plan:
 class Trap:
     """Counts the calls to the system that a plan is about, writes them to a log, and does what the plan says."""
 
+    # fmt: off
     COUNTED = (
-        (
-            "access",
-            "chmod",
-            "copy_file_range",
-            "fstat",
-            "fsync",
-            "ftruncate",
-            "link",
-            "listdir",
-            "lstat",
-            "mkdir",
-            "open",
-        )
-        + ("pread", "preadv", "pwrite", "read", "remove", "rename", "replace", "rmdir", "scandir", "stat", "statvfs")
-        + ("symlink", "truncate", "unlink", "utime", "write", "close")
+        "access", "chmod", "close", "copy_file_range", "fstat", "fsync", "ftruncate", "link", "listdir", "lstat",
+        "mkdir", "open", "pread", "preadv", "pwrite", "read", "remove", "rename", "replace", "rmdir", "scandir",
+        "stat", "statvfs", "symlink", "truncate", "unlink", "utime", "write",
     )
+    # fmt: on
 
     def __init__(self, plan: Plan, log: int) -> None:
         self.plan, self.log = plan, log
@@ -201,6 +192,7 @@ def serve() -> None:
     """Answer requests on standard input, each in a fork of this process; in the fork, come back with what to call."""
     importlib.import_module("huggingface_hub").get_token()
     importlib.import_module(DOWNLOADER.split(":")[0])
+    gc.freeze()  # so that the end of a fork does not go through all that it shares with this process
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

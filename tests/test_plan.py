@@ -1,5 +1,6 @@
 """What omz_downloader says before it starts, and where it takes files from without the network."""
 
+import json
 import os
 import shutil
 import stat
@@ -238,3 +239,31 @@ def test_an_unreadable_file_in_the_hubs_cache_costs_no_more_than_fetching_it(
     link.resolve().chmod(0)
     assert download().returncode == 0
     assert is_pinned(tmp_path / BELOW, hub)
+
+
+# ---- Postprocessing
+
+
+def test_a_text_that_is_changed_afterwards_is_kept_as_it_was_pinned_and_not_fetched_again(
+    download: Command, tmp_path: Path, hub: Hub
+) -> None:
+    path = tmp_path / "models" / "tiny" / "model.yml"
+    step = {"$type": "regex_replace", "file": "gpt2/merges.txt", "pattern": "version", "replacement": "VERSION"}
+    path.write_text(path.read_text() + yaml.safe_dump({"postprocessing": [step]}))
+    done = download("--progress_format", "json")
+    assert done.returncode == 0
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    kinds = [event["$type"] for event in events]
+    assert kinds.index("model_postprocessing_begin") + 1 == kinds.index("model_postprocessing_end")
+    assert kinds[-1] == "model_download_end"
+    original = hub.files["merges.txt"].path.read_text()
+    assert (tmp_path / BELOW / "merges.txt.orig").read_text() == original
+    assert (tmp_path / BELOW / "merges.txt").read_text() == original.replace("version", "VERSION")
+    requests = len(hub.requests)
+    assert download().stdout.count("... already there") == 7
+    assert len(hub.requests) == requests
+    path.write_text(path.read_text().replace("pattern: version", "pattern: not in it"))
+    done = download()
+    assert done.returncode == 1
+    assert "Invalid pattern" in done.stderr
+    assert (tmp_path / BELOW / "merges.txt").read_text() == original.replace("version", "VERSION")

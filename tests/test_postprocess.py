@@ -135,7 +135,11 @@ def test_all_replacements_of_a_file_are_done_in_their_order(folder: Path) -> Non
     )
     assert (folder / "a.py").read_text() == "import t, t"
     assert (folder / "b.py").read_text() == "import 1"
-    assert said == ["... 5 replacements in a.py", "... 1 replacements in b.py", "... 2 files written"]
+    assert said == [
+        "... occurrences replaced in a.py: 5",
+        "... occurrences replaced in b.py: 1",
+        "... files written: 2",
+    ]
 
 
 def test_bytes_that_no_pattern_means_stay_as_they_are(folder: Path) -> None:
@@ -201,7 +205,7 @@ def test_a_file_that_is_not_there_is_named(folder: Path, step: Step) -> None:
 
 def test_an_archive_is_unpacked_into_its_own_folder(folder: Path) -> None:
     write_zip(folder / "lib/net.whl", {"net/__init__.py": "", "net/data/a.bin": bytes(1000), "empty/": ""})
-    assert apply(folder, unpack("lib/net.whl")) == ["... 2 files in lib/net.whl, 1.0 kB", "... 2 files written"]
+    assert apply(folder, unpack("lib/net.whl")) == ["... files in lib/net.whl: 2, 1.0 kB", "... files written: 2"]
     assert contents(folder / "lib").keys() == {"net.whl", "net/__init__.py", "net/data/a.bin"}
     assert (folder / "lib/net/data/a.bin").read_bytes() == bytes(1000)
 
@@ -248,12 +252,14 @@ def test_an_archive_in_an_archive_is_unpacked(folder: Path) -> None:
 
 def test_of_two_files_of_one_name_the_last_is_meant(folder: Path) -> None:
     link = member("f", tarfile.SYMTYPE, "h"), b""
-    write_tar(folder / "a.tar", ("f", b"first"), link, ("h", b"other"), ("f", b"second"), mode="w:")
+    late = member("l", tarfile.SYMTYPE, "h"), b""
+    write_tar(folder / "a.tar", ("l", b"1"), ("f", b"2"), link, ("h", b"other"), late, ("f", b"second"), mode="w:")
     write_zip(folder / "b.zip", {"g": "third"})
     write_zip(folder / "c.zip", {"g": "fourth"})
     steps = (unpack("a.tar", "tar"), unpack("b.zip"), unpack("c.zip"))
     for _ in range(2):
-        apply(folder, *steps)
+        assert apply(folder, *steps)[0] == "... files in a.tar: 3, 18 B"
+        assert (folder / "l").read_bytes() == b"other"
         assert (folder / "f").read_bytes() == b"second"
         assert (folder / "g").read_bytes() == b"fourth"
 
@@ -278,7 +284,7 @@ def test_a_second_run_makes_good_what_is_damaged_or_missing(folder: Path, at: in
     (folder / "elsewhere").write_bytes(content)
     (folder / "y").symlink_to("elsewhere")
     (folder / "z").unlink()
-    assert apply(folder, unpack("a.tar.gz", "gztar"))[-1] == "... 3 files written"
+    assert apply(folder, unpack("a.tar.gz", "gztar"))[-1] == "... files written: 3"
     assert (folder / "x").read_bytes() == (folder / "y").read_bytes() == content
     assert not (folder / "y").is_symlink()
     assert (folder / "z").read_bytes() == b"z"
@@ -293,7 +299,7 @@ def test_links_within_an_archive_become_files(folder: Path) -> None:
         (member("hard", tarfile.LNKTYPE, "./lib/later"), b""),
     )
     said = apply(folder, unpack("a.tar.gz", "gztar"))
-    assert said[0] == "... 4 files in a.tar.gz, 28 B"
+    assert said[0] == "... files in a.tar.gz: 4, 28 B"
     found = contents(folder)
     del found["a.tar.gz"]
     assert found == dict.fromkeys(("lib/early", "lib/chain", "lib/later", "hard"), b"content")
@@ -471,12 +477,23 @@ def test_a_disk_that_is_full_all_the_same_is_not_called_a_damaged_archive(
 
 @pytest.mark.parametrize("format", ["zip", "tar", "gztar", "bztar", "xztar"])
 @pytest.mark.parametrize(
-    "content", [b"", b"no archive", bytes(5000), b"PK\x03\x04", b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00"]
+    "content",
+    [
+        b"",
+        b"no archive",
+        bytes(5000),
+        b"PK\x03\x04",
+        b"\x1f\x8b\x08",
+        b"BZh9",
+        b"\xfd7zXZ\x00",
+        b"\x1f\x8b\x01 no",
+        b"BZh9 no" * 9,
+    ],
 )
 def test_a_file_that_is_no_archive_is_an_error(folder: Path, format: str, content: bytes) -> None:
     (folder / "a").write_bytes(content)
     if content == bytes(5000) and format != "zip":
-        assert apply(folder, unpack("a", format))[0] == "... 0 files in a, 0 B"  # an empty tar archive is just that
+        assert apply(folder, unpack("a", format))[0] == "... files in a: 0, 0 B"  # an empty tar archive is just that
     else:
         assert f"it cannot be read as {format}" in refused(folder, unpack("a", format)).what
 

@@ -307,8 +307,8 @@ def test_ci_and_dumb_terminals_get_plain_lines(environment: dict[str, str]) -> N
 
 
 def test_a_terminal_without_unicode_gets_bars_of_its_own_letters() -> None:
-    seen = Terminal(ONE_FILE.replace("lib/weights", "gewichté"), PYTHONIOENCODING="ascii:backslashreplace")
-    assert re.fullmatch(r"gewicht\?\.bin +-+ +50% of  20\.0 MB .*", seen.last(" 50% of"))
+    seen = Terminal(ONE_FILE.replace("lib/weights", "gewichté重み"), PYTHONIOENCODING="ascii:backslashreplace")
+    assert re.fullmatch(r"gewicht\?\?\?\.bin +-+ +50% of  20\.0 MB .*", seen.last(" 50% of"))
 
 
 def test_more_files_than_lines_are_told_as_a_number() -> None:

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         entries = parser.selected(args)
         wanted = precisions(args.precisions)
-        store = Store(args.cache_dir) if args.cache_dir else None
+        reporter.several = min(args.jobs, len(entries)) > 1
+        store = Store(args.cache_dir, reporter.note) if args.cache_dir else None
         means = Means(Transport(), store, args.num_attempts, args.connections, args.offline, reporter.note)
         plans: dict[str, Download] = {}
 
