@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -227,17 +228,18 @@ def _obtain(want: Want, means: Means, began: Callable[[int], None], progress: Ca
 def _obtain_in(
     folder: Path, name: str, want: Want, means: Means, began: Callable[[int], None], progress: Callable[[int], None]
 ) -> Partial | How:
-    is_stuck = False
+    stuck: set[Path] = set()
     while True:
-        if not is_stuck and _at_work(folder, name, want):
-            is_stuck = not _wait_for_another(folder, name, want, means)
+        if _at_work(folder, name, want, stuck):
+            _wait_for_another(folder, name, want, stuck, means)
             if how := _brought_by_another(want, means):
                 return how
             continue
         own = Partial.begin(folder, name, want.digest, want.size)
         try:
-            if not is_stuck and not own.goes_first:
+            if not own.is_alone(besides=stuck):  # several began at the same moment
                 own.close(keep=False)
+                means.transport.pause(random.uniform(0.01, 0.1))  # noqa: S311
                 continue
             own.adopt()
             began(own.held)
@@ -251,24 +253,24 @@ def _obtain_in(
         return own
 
 
-def _at_work(folder: Path, name: str, want: Want) -> Path | None:
-    return partial.at_work(folder, name, partial.version_of(want.digest))
+def _at_work(folder: Path, name: str, want: Want, stuck: set[Path]) -> Path | None:
+    return partial.at_work(folder, name, partial.version_of(want.digest), besides=stuck)
 
 
-def _wait_for_another(folder: Path, name: str, want: Want, means: Means) -> bool:
-    """Wait until no other process fetches the file; False if one does and it no longer grows."""
+def _wait_for_another(folder: Path, name: str, want: Want, stuck: set[Path], means: Means) -> None:
+    """Wait while another process fetches the file; one whose file does not grow any more is put with the `stuck`."""
     means.note("... another process is fetching it; waiting for that")
     seen, since = "", time.monotonic()
-    while other := _at_work(folder, name, want):
+    while other := _at_work(folder, name, want, stuck):
         with contextlib.suppress(FileNotFoundError):
             now = f"{other.name} {other.stat().st_mtime_ns}"
             if now != seen:
                 seen, since = now, time.monotonic()
         if time.monotonic() - since > PATIENCE_SECONDS:
-            means.note("... that makes no progress; fetching it beside")
-            return False
+            means.note("... that makes no progress; not waiting for it any more")
+            stuck.add(other)
+            return
         means.transport.pause(0.1)
-    return True
 
 
 def _brought_by_another(want: Want, means: Means) -> How | None:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -91,11 +91,12 @@ class Partial:
                 with contextlib.suppress(OSError):
                     unborn.unlink()
 
-    @property
-    def goes_first(self) -> bool:
-        """Whether no process that began earlier works at the same."""
-        # None where locks mean nothing.
-        return at_work(self.path.parent, self._name, self._version) in (self.path, None)
+    def is_alone(self, *, besides: Collection[Path] = ()) -> bool:
+        """Whether no other process works at the same, those that have the files `besides` left aside.
+
+        Of two that look after they have begun, at least one sees the other.
+        """
+        return at_work(self.path.parent, self._name, self._version, besides={self.path, *besides}) is None
 
     def adopt(self) -> None:
         """Copy what a process that is gone left of the same, the most there is; and remove all that such left.
@@ -221,10 +222,10 @@ def version_of(digest: str) -> str:
     return digest[:16]
 
 
-def at_work(folder: Path, name: str, version: str) -> Path | None:
-    """The partial file of a file that someone works at, the one that was begun first; None if there is none."""
-    living = [path for path in _of(name, version, folder) if _owner_of(path) is _Owner.LIVES]
-    return min(living, key=lambda path: path.name, default=None)
+def at_work(folder: Path, name: str, version: str, *, besides: Collection[Path] = ()) -> Path | None:
+    """A partial file of a file that someone works at, those `besides` left aside; None if there is none."""
+    candidates = (path for path in _of(name, version, folder) if path not in besides)
+    return next((path for path in candidates if _owner_of(path) is _Owner.LIVES), None)
 
 
 def leftovers(folder: Path) -> list[Path]:

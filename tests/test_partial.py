@@ -106,7 +106,8 @@ def test_what_a_living_process_works_at_is_left_to_it(tmp_path: Path) -> None:
         assert partial.at_work(tmp_path, "file", "ab") == first.path
         assert partial.leftovers(tmp_path) == []
         with Partial.begin(tmp_path, "file", "ab", SIZE) as second:
-            assert (first.goes_first, second.goes_first) == (True, False)
+            assert (first.is_alone(), second.is_alone()) == (False, False)
+            assert second.is_alone(besides=[first.path])
             second.adopt()
             assert second.held == 0
             assert first.path.exists()
@@ -265,7 +266,7 @@ def test_where_locks_mean_nothing_leftovers_are_gone_on_from_and_removed_when_th
     old = left_by_a_killed_process(tmp_path, (0, SIZE // 2))
     monkeypatch.setattr("fcntl.flock", flock)
     with Partial.begin(tmp_path, "file", "ab", SIZE) as own:
-        assert own.goes_first
+        assert own.is_alone()
         own.adopt()
         assert own.held == SIZE // 2
         assert old.exists()
