@@ -20,6 +20,9 @@ ModelClass = Literal["GPT2LMHeadModel"]
 Framework = Literal["caffe", "dldt", "mxnet", "onnx", "paddle", "pytorch", "tf"]
 
 MOST_MISTAKES = 1000
+LONGEST_MISTAKE = 500
+# Longer ones take long to compile.
+LONGEST_PATTERN = 1000
 
 T = TypeVar("T")
 
@@ -113,6 +116,8 @@ class Pattern(str):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Check a regular expression; raises ValueError."""
+        if len(text) > LONGEST_PATTERN:
+            raise ValueError(f"the pattern is longer than {LONGEST_PATTERN} characters")
         try:
             re.compile(text)
         except (re.error, OverflowError, RecursionError) as error:
@@ -244,7 +249,7 @@ def _load(path: Path, kind: type[T]) -> T:
         mistakes = [*mistakes, *(_contradictions(root) if kind is Descriptor else [])]
         return decode(root, kind, mistakes)
     except Mistakes as error:
-        lines = [f"{path}:{m.line}:{m.column}: {m.text}" for m in error.mistakes[:MOST_MISTAKES]]
+        lines = [f"{path}:{m.line}:{m.column}: {m.text:.{LONGEST_MISTAKE}}" for m in error.mistakes[:MOST_MISTAKES]]
         if len(error.mistakes) > MOST_MISTAKES:
             lines.append(f"and {len(error.mistakes) - MOST_MISTAKES} more")
         many = f"{len(error.mistakes)} mistakes" if len(error.mistakes) > 1 else "a mistake"
@@ -271,12 +276,15 @@ def _contradictions(root: Node) -> list[Mistake]:
             found.append(entry.at("source").mistake("the list of sources is empty"))
         if node is entry or not isinstance(node.value, str):
             continue
-        name = RelativeName(node.value).folded
+        try:
+            name = RelativeName.parse(node.value).folded
+        except ValueError:
+            continue
         above = {str(parent) for parent in PurePosixPath(name).parents}
         if name in names:
-            found.append(node.mistake(f"the name {node.value!r} stands here twice (capitals do not count)"))
+            found.append(node.mistake(f"the name {node.value!r:.80} stands here twice (capitals do not count)"))
         if name in folders or names & above:
-            found.append(node.mistake(f"{node.value!r} makes one name a file and a folder"))
+            found.append(node.mistake(f"{node.value!r:.80} makes one name a file and a folder"))
         names.add(name)
         folders |= above
     seen: set[Any] = set()
@@ -301,8 +309,7 @@ def _step_contradictions(root: Node) -> list[Mistake]:
             continue  # of another kind, or reported where they are
         originals[RelativeName(f"{step.file}.orig").folded] = step.file
         try:
-            # The replacement is read before the first occurrence is looked for.
-            re.compile(step.pattern).sub(step.replacement, "")
+            _stand_in(step.pattern).sub(step.replacement, "")
         except (re.error, IndexError) as error:
             found.append(node.at("replacement").mistake(f"this cannot replace the pattern: {error}"))
     for entry in root.items("files"):
@@ -312,6 +319,14 @@ def _step_contradictions(root: Node) -> list[Mistake]:
                 node.mistake(f"under this name the original of {file!r} is kept, which postprocessing changes")
             )
     return found
+
+
+def _stand_in(pattern: str) -> re.Pattern[str]:
+    """An expression with the groups of a pattern that matches at once: the pattern itself may search for ever."""
+    compiled = re.compile(pattern)
+    names = {number: name for name, number in compiled.groupindex.items()}
+    groups = (f"(?P<{names[n]}>)" if n in names else "()" for n in range(1, compiled.groups + 1))
+    return re.compile("".join(groups))
 
 
 def _export_contradictions(root: Node) -> list[Mistake]:

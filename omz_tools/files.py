@@ -98,6 +98,7 @@ def copy(source: Path, target: Path) -> None:
     """Make `target` a file of its own, of the usual mode, with the bytes of `source`, as cheaply as the system can.
 
     Where the file system can, both share their blocks until one is written to; else the kernel copies, if it can.
+    Raises OSError; what is then left of `target` is for the caller to remove.
     """
     with source.open("rb") as old, target.open("wb") as new:
         done = _copy_in_kernel(old.fileno(), new.fileno())

@@ -117,7 +117,7 @@ class _Builder:
     def take(self, event: Any) -> None:
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
         if isinstance(event, yaml.AliasEvent):
-            self.mistakes.append(Mistake(line, column, f"an alias (*{event.anchor}); write the value out"))
+            self.mistakes.append(Mistake(line, column, f"an alias (*{event.anchor:.80}); write the value out"))
             self._add(Node(None, line, column, refused=True))
         elif isinstance(event, yaml.DocumentStartEvent):
             if self.root is not None:
@@ -146,7 +146,7 @@ class _Builder:
         if event.anchor:
             self.mistakes.append(Mistake(line, column, f"an anchor (&{event.anchor}); write the value out"))
         if event.tag and event.tag != "!":
-            self.mistakes.append(Mistake(line, column, f"a tag ({event.tag}); tags are refused"))
+            self.mistakes.append(Mistake(line, column, f"a tag ({event.tag:.80}); tags are refused"))
         return len(self.mistakes) > before
 
     def _add(self, node: Node) -> None:
@@ -160,7 +160,7 @@ class _Builder:
             if not isinstance(key.value, str):
                 self.mistakes.append(key.mistake("a key must be a word"))
             elif key.value in mapping.value:
-                self.mistakes.append(key.mistake(f"the key {key.value!r} stands here twice"))
+                self.mistakes.append(key.mistake(f"the key {key.value!r:.80} stands here twice"))
             else:
                 mapping.value[key.value] = value
                 mapping.keys[key.value] = key
@@ -178,7 +178,7 @@ class _Builder:
         if text == "<<":
             self.mistakes.append(Mistake(line, column, "a merge key (<<); write the keys out"))
         elif _RESOLVER.resolve(yaml.ScalarNode, text, (True, False)) != "tag:yaml.org,2002:str":  # type: ignore[no-untyped-call]
-            self.mistakes.append(Mistake(line, column, f"{text!r} does not mean the same to every reader; quote it"))
+            self.mistakes.append(Mistake(line, column, f"{text!r:.80} does not mean the same to every reader; quote it"))
         return text
 
 
@@ -265,7 +265,7 @@ def _struct(node: Node, kind: type[msgspec.Struct], mistakes: list[Mistake]) -> 
             found[fields[key].name] = _decode(value, hints[fields[key].name], mistakes)
         elif key != config.tag_field:
             known = ", ".join(fields)
-            mistakes.append(node.keys[key].mistake(f"unknown key {key!r}; the keys here are {known}"))
+            mistakes.append(node.keys[key].mistake(f"unknown key {key!r:.80}; the keys here are {known}"))
     missing = [name for name in fields if fields[name].required and name not in node.value]
     mistakes += [node.mistake(f"the key {name!r} is missing") for name in missing]
     return kind(**found) if len(mistakes) == before else None

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from omz_tools import files
+from omz_tools.answers import STRONG_ETAG
 from omz_tools.files import disk_errors, make_folder, remove_folders
 
 try:
@@ -248,9 +250,15 @@ def kept(folder: Path, name: str, digest: str, size: int) -> int:
 
 def _in(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+        return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and _is_file(path))
     except OSError:
         return []
+
+
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(path.lstat().st_mode)
+    return False
 
 
 def _of(name: str, version: str, folder: Path) -> list[Path]:
@@ -355,9 +363,11 @@ def _record_of(file: int, size: int) -> tuple[list[tuple[int, int]], dict[str, s
         else:
             try:
                 url, etag = json.loads(line)
-            except (ValueError, TypeError):
+                if not re.fullmatch(STRONG_ETAG, etag):
+                    break
+            except (ValueError, TypeError, RecursionError):
                 break
-            etags[str(url)] = str(etag)
+            etags[str(url)] = etag
         read += len(line)
     return spans, etags, size + read
 

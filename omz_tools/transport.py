@@ -13,7 +13,16 @@ from dataclasses import dataclass
 import urllib3
 
 from omz_tools import __version__
-from omz_tools.answers import RangeError, TransientError, content_range, length, reason, refusal, unreachable
+from omz_tools.answers import (
+    STRONG_ETAG,
+    RangeError,
+    TransientError,
+    content_range,
+    length,
+    reason,
+    refusal,
+    unreachable,
+)
 from omz_tools.connections import origin, parsed, pool_for
 from omz_tools.errors import SourceError, StoppedError
 
@@ -133,7 +142,7 @@ class Transport:
         if encoding.lower() != "identity":
             raise SourceError(f"{url} sent the file with Content-Encoding {encoding}, which was not asked for")
         etag = response.headers.get("ETag", "")
-        strong = etag if re.fullmatch(r'"[\x21\x23-\x7e]{1,1000}"', etag) else None
+        strong = etag if re.fullmatch(STRONG_ETAG, etag) else None
         declared = length(response)
         chunks, abort = self._chunks(url, response), lambda: _shut_down(response)
         if response.status == 200:
