@@ -267,6 +267,20 @@ def _contradictions(root: Node) -> list[Mistake]:
 
     Found on the nodes, so that it is reported beside mistakes in single values; parts that have these are passed over.
     """
+    found = _name_contradictions(root)
+    seen: set[Any] = set()
+    for node in root.items("precisions"):
+        if isinstance(node.value, str):
+            if node.value in seen:
+                found.append(node.mistake(f"{node.value} stands here twice"))
+            seen.add(node.value)
+    found += _step_contradictions(root)
+    if "export" in (root.value if isinstance(root.value, dict) else ()):
+        found += _export_contradictions(root)
+    return found
+
+
+def _name_contradictions(root: Node) -> list[Mistake]:
     found: list[Mistake] = []
     names: set[str] = set()
     folders: set[str] = set()
@@ -287,15 +301,6 @@ def _contradictions(root: Node) -> list[Mistake]:
             found.append(node.mistake(f"{node.value!r:.80} makes one name a file and a folder"))
         names.add(name)
         folders |= above
-    seen: set[Any] = set()
-    for node in root.items("precisions"):
-        if isinstance(node.value, str):
-            if node.value in seen:
-                found.append(node.mistake(f"{node.value} stands here twice"))
-            seen.add(node.value)
-    found += _step_contradictions(root)
-    if "export" in (root.value if isinstance(root.value, dict) else ()):
-        found += _export_contradictions(root)
     return found
 
 

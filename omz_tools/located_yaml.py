@@ -178,7 +178,8 @@ class _Builder:
         if text == "<<":
             self.mistakes.append(Mistake(line, column, "a merge key (<<); write the keys out"))
         elif _RESOLVER.resolve(yaml.ScalarNode, text, (True, False)) != "tag:yaml.org,2002:str":  # type: ignore[no-untyped-call]
-            self.mistakes.append(Mistake(line, column, f"{text!r:.80} does not mean the same to every reader; quote it"))
+            mistake = f"{text!r:.80} does not mean the same to every reader; quote it"
+            self.mistakes.append(Mistake(line, column, mistake))
         return text
 
 
