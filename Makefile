@@ -24,8 +24,9 @@ run: $(VENV)/run.stamp
 	@echo "  $(BIN)/omz_converter --name gpt-2 -d $(MODELS)"
 	@echo "  $(BIN)/python demos/next_tokens.py $(MODELS)/public/gpt-2 \"$(PROMPT)\""
 
+# A file's tests stay together: some share a model that takes a while to convert.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Kills, failing system calls, cuts and flipped bits in their full number; about an hour.
 test-faults: $(VENV)/dev.stamp
@@ -39,6 +40,7 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/run.stamp
 	$(BIN)/python benchmarks/commands.py $(BENCH)
+	$(BIN)/python benchmarks/download.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
