@@ -1,6 +1,7 @@
 """Connections: proxies, certificates, and what a URL is to the library that connects."""
 
 import os
+import re
 import ssl
 import urllib.parse
 import urllib.request
@@ -64,3 +65,8 @@ def _certificates() -> ssl.SSLContext:
             f"the certificates in {bundle} cannot be read: {error}",
             hint="Correct REQUESTS_CA_BUNDLE or SSL_CERT_FILE, or unset it.",
         ) from error
+
+
+def shown(url: str) -> str:
+    """A URL as it may be printed: without user, password, query and fragment, which may be secrets."""
+    return re.sub(r"^(\w+://)[^/@]*@", r"\1", re.split(r"[?#]", url, maxsplit=1)[0])

@@ -23,7 +23,7 @@ from omz_tools.answers import (
     refusal,
     unreachable,
 )
-from omz_tools.connections import origin, parsed, pool_for
+from omz_tools.connections import origin, parsed, pool_for, shown
 from omz_tools.errors import SourceError, StoppedError
 
 # Until a host has answered once, everything tried with it must fit into this; a person at a shell is waiting.
@@ -178,7 +178,7 @@ class Transport:
             headers = {"User-Agent": f"omz_tools/{__version__}", "Accept-Encoding": "identity", **wanted}
             if token and origin(url) == origin(asked):
                 headers["Authorization"] = f"Bearer {token}"
-            response = self._ask(url, headers)
+            response = self._ask(url, headers, asked if url == asked else shown(url))
             if response.status in (200, 206):
                 return response
             status, answer = response.status, response.headers
@@ -190,20 +190,23 @@ class Transport:
             try:
                 following = urllib.parse.urljoin(url, answer.get("Location", ""))
             except ValueError:
-                raise SourceError(f"{asked} redirects to {answer.get('Location')}, which is no URL") from None
+                raise SourceError(
+                    f"{asked} redirects to {shown(answer.get('Location', ''))!r}, which is no URL"
+                ) from None
             if following in seen or len(seen) > MAX_REDIRECTS:
                 raise SourceError(f"{asked} redirects in a circle, or more than {MAX_REDIRECTS} times")
             if not following.startswith(("http://", "https://")):
-                raise SourceError(f"{asked} redirects to {following}, which is not http or https")
+                raise SourceError(f"{asked} redirects to {shown(following)}, which is not http or https")
             if url.startswith("https:") and following.startswith("http:"):
-                raise SourceError(f"{asked} redirects from https to http ({following}); that is not followed")
+                raise SourceError(f"{asked} redirects from https to http ({shown(following)}); that is not followed")
             seen.add(following)
             url = following
 
-    def _ask(self, url: str, headers: dict[str, str]) -> urllib3.HTTPResponse:
+    def _ask(self, url: str, headers: dict[str, str], name: str) -> urllib3.HTTPResponse:
+        """One request; `name` is what messages call `url`."""
         patience = self.patience(url)
         if patience <= 0:
-            raise unreachable(url, f"no answer within {FIRST_ANSWER_SECONDS:.0f} seconds")
+            raise unreachable(name, f"no answer within {FIRST_ANSWER_SECONDS:.0f} seconds")
         timeout = urllib3.Timeout(connect=min(patience, READ_SECONDS), read=READ_SECONDS)
 
         def request() -> urllib3.HTTPResponse:
@@ -232,13 +235,13 @@ class Transport:
         try:
             response = self._within(patience, request)
         except urllib3.exceptions.InvalidHeader as error:
-            raise SourceError(f"{url} did not answer properly: {reason(error)}") from error
+            raise SourceError(f"{name} did not answer properly: {reason(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             # One that takes connections and drops them may be starting up, or busy.
             dropped = isinstance(error, urllib3.exceptions.ProtocolError) and self.patience(url) > 1
             if origin(url) in self._answered or dropped:
-                raise TransientError(f"{url} did not answer: {reason(error)}") from error
-            raise unreachable(url, reason(error)) from error
+                raise TransientError(f"{name} did not answer: {reason(error)}") from error
+            raise unreachable(name, reason(error)) from error
         with self._lock:
             self._answered.add(origin(url))
         return response
