@@ -296,7 +296,7 @@ def _owner_of(path: Path) -> _Owner:
 
 
 def _opened(path: Path, stack: contextlib.ExitStack) -> int:
-    flags = getattr(os, "O_NOFOLLOW", 0)
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         file = os.open(path, os.O_RDWR | flags)
     except PermissionError:  # another user's

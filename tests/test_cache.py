@@ -109,9 +109,13 @@ def test_a_file_that_no_descriptor_pins_has_no_owner_and_one_that_several_pin_ha
         checkpoints.pin_locally(folder, tmp_path / "models", name)
     add(store, (folder / "merges.txt").read_bytes())
     stray = add(store, b"stray")
+    (tmp_path / "models" / "both").mkdir()
+    (tmp_path / "models" / "both" / "composite-model.yml").write_text("a name for several models has no files")
     alone = cache("list").stdout
     assert ": " not in alone
-    owned = cache("list", "--models_dir", "models").stdout
+    done = cache("list", "--models_dir", "models")
+    assert (done.returncode, done.stderr) == (0, "")
+    owned = done.stdout
     assert "one: gpt2/merges.txt, two: gpt2/merges.txt" in owned
     assert f"sha256:{stray.name}\n" in owned
 
@@ -161,6 +165,8 @@ def test_a_time_that_cannot_be_right_is_no_error(cache: Cache, store: Store, use
         pytest.skip("the file system cannot hold it")
     for words in ["list"], ["verify"], ["gc", "--dry_run", "--keep_days", "1"]:
         assert cache(*words).returncode == 0
+    [day] = re.findall(r"\b\d{4,}-\d\d-\d\d\b", cache("list").stdout)
+    assert "1969-12-31" <= day <= time.strftime("%Y-%m-%d")
 
 
 # Where the cache is
@@ -179,7 +185,9 @@ def test_a_time_that_cannot_be_right_is_no_error(cache: Cache, store: Store, use
 def test_the_option_says_where_the_cache_is_before_and_after_the_action_with_dashes_or_underscores(
     cache: Cache, mini: Model, words: list[str]
 ) -> None:
-    assert "7 files, 4.5 MB, in cache" in cache(*words, OMZ_CACHE_DIR="").stdout
+    said = cache(*words, OMZ_CACHE_DIR="").stdout
+    assert "7 files, 4.5 MB, in cache" in said
+    assert said.count("gpt-2-mini: ") == 7  # without an action, too
 
 
 def test_the_option_goes_before_the_environment(cache: Cache, mini: Model) -> None:
@@ -251,13 +259,17 @@ def test_verifying_names_each_damaged_file_once_and_sets_it_aside(cache: Cache, 
 
 
 def test_verifying_says_a_line_now_and_then(tmp_path: Path, mini: Model) -> None:
-    code = (
-        "from omz_tools.commands import cache; cache.PLAIN_SECONDS = 0; cache.main(['verify', '--cache_dir', 'cache'])"
-    )
+    code = """
+import itertools, types
+from omz_tools.commands import cache
+clock = itertools.count(0, 2)  # each look at it finds it two seconds later
+cache.time = types.SimpleNamespace(monotonic=lambda: next(clock))
+cache.main(["verify", "--cache_dir", "cache"])
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     *lines, _ = done.stdout.splitlines()
-    assert len(lines) == 7
-    assert lines[-1] == "... 7 of 7 files, 4.5 MB of 4.5 MB"
+    assert [line[: line.index(",")] for line in lines] == ["... 3 of 7 files", "... 6 of 7 files"]
+    assert lines[0].endswith("of 4.5 MB")
 
 
 @linux_only
