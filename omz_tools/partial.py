@@ -281,18 +281,18 @@ def _owner_of(path: Path) -> _Owner:
             age = time.time() - os.fstat(first).st_mtime
         except OSError:
             return _Owner.UNKNOWN
-        unknown = _Owner.GONE if age > _OLD_SECONDS else _Owner.UNKNOWN
-        try:
-            _lock(first)
-        except BlockingIOError:
-            return _Owner.LIVES
-        except _NoLocks:
-            return unknown
-        try:
-            _lock(second)
-        except BlockingIOError:
-            return _Owner.GONE
-        return unknown  # everyone gets the lock: it means nothing here
+        with contextlib.suppress(_NoLocks):
+            try:
+                # Shared: only owners ever have it to themselves, so that nobody takes those who look for one.
+                _lock(first, shared=True)
+            except BlockingIOError:
+                return _Owner.LIVES
+            try:
+                _lock(second)
+            except BlockingIOError:
+                return _Owner.GONE
+        # There are no locks, or everyone gets one.
+        return _Owner.GONE if age > _OLD_SECONDS else _Owner.UNKNOWN
 
 
 def _opened(path: Path, stack: contextlib.ExitStack) -> int:
@@ -309,11 +309,11 @@ class _NoLocks(Exception):
     """There are no locks in a folder."""
 
 
-def _lock(file: int) -> None:
+def _lock(file: int, *, shared: bool = False) -> None:
     """Lock an open file until it is closed. Raises BlockingIOError if another has done so."""
     if fcntl:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError as error:
