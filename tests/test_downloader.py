@@ -584,7 +584,8 @@ def test_a_body_that_is_not_the_file_is_an_error_that_leaves_nothing(
     faulty(hub, WEIGHTS, then=makes(hub.files[WEIGHTS].path.read_bytes()))
     done = download("--num_attempts", "2", "--cache_dir", "cache")
     failed_cleanly(done, tmp_path, previous, hub)
-    assert tries(hub, WEIGHTS) == 2
+    # What is cut is progress the first time; to begin anew is none.
+    assert tries(hub, WEIGHTS) == (3 if kind in ("too short, length not declared", "cut off") else 2)
     assert says in done.stderr
 
 
