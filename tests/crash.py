@@ -316,25 +316,50 @@ class Lab:
         self._server.communicate()  # it ends with its input
 
 
-def start(
-    command: list[str], *, cwd: Path, environment: dict[str, str], before: tuple[str, ...] = ()
-) -> subprocess.Popen[str]:
-    """A process in the background, after other words that start it."""
-    return subprocess.Popen(
-        [*before, *command], cwd=cwd, env=settings(**environment), encoding="utf-8",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+class Running:
+    """A process in the background."""
 
+    def __init__(
+        self, command: list[str], cwd: Path, environment: dict[str, str], before: tuple[str, ...] = ()
+    ) -> None:
+        """`before` are words that start the command."""
+        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 -- closed with this
+        self._process = subprocess.Popen(
+            [*before, *command], cwd=cwd, env=settings(**environment),
+            stdin=subprocess.DEVNULL, stdout=self._files[0], stderr=self._files[1],
+        )  # fmt: skip
 
-def end(process: subprocess.Popen[str], timeout: float = 60) -> Done:
-    """Wait for a process, and look at what it said."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    return checked(Done(process.returncode, out, err))
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        # The state comes behind the name of the program, which is in parentheses.
+        return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2][0] == "T"
+
+    @property
+    def said(self) -> list[str]:
+        """What it has said so far on standard output and standard error."""
+        sizes = [os.fstat(file.fileno()).st_size for file in self._files]
+        return [os.pread(file.fileno(), size, 0).decode() for file, size in zip(self._files, sizes, strict=True)]
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> Done:
+        """Kill it, unless it has ended."""
+        self._process.kill()
+        return self.end()
+
+    def end(self, timeout: float = 60) -> Done:
+        """Wait for its end, and look at what it said."""
+        try:
+            self._process.wait(timeout)
+        finally:
+            self._process.kill()
+            self._process.wait()
+        return checked(Done(self._process.returncode, *self.said))
 
 
 def spans_of(path: Path, size: int) -> list[tuple[int, int]]:
@@ -354,6 +379,12 @@ def spans_of(path: Path, size: int) -> list[tuple[int, int]]:
         else:
             spans.append((first, behind))
     return spans
+
+
+def visible(folder: Path) -> list[Path]:
+    """The files below a folder that are not hidden, nor in a hidden folder."""
+    names = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
+    return [path for path, parts in names.items() if not any(part.startswith(".") for part in parts)]
 
 
 def length(spans: list[tuple[int, int]]) -> int:
@@ -474,12 +505,12 @@ class Scene:
 
     def start(
         self, hub: Any, *more: str, out: str = "out", plan: Plan | None = None, before: tuple[str, ...] = ()
-    ) -> subprocess.Popen[str]:
+    ) -> Running:
         """The download in the background: the command itself, or with a plan a process of this module."""
         words = [*map(str, self.words(out)), *more]
         request = {"call": DOWNLOADER, "words": words, "plan": asdict(plan or Plan()), "cwd": str(self.folder)}
         command = [sys.executable, __file__, json.dumps(request)] if plan else [str(COMMAND), *words]
-        return start(command, cwd=self.folder, environment=self.environment(hub), before=before)
+        return Running(command, self.folder, self.environment(hub), before)
 
     def watch(self, hub: Any) -> None:
         """From now on `asked` holds what is asked for of the file, wherever a redirect leads."""
@@ -501,17 +532,15 @@ class Scene:
         """
         allowed = {self.data, previous} if previous is not None else {self.data}
         for out in outs or ("out",):
-            for path in (self.below / out / "public" / self.name).rglob("*"):
-                if path.is_file() and not path.name.startswith("."):
-                    assert path == self.target(out), f"nobody asked for {path}"
-                    assert path.read_bytes() in allowed, f"not right: {path}, {path.stat().st_size} bytes"
+            for path in visible(self.below / out / "public" / self.name):
+                assert path == self.target(out), f"nobody asked for {path}"
+                assert path.read_bytes() in allowed, f"not right: {path}, {path.stat().st_size} bytes"
             if previous is not None:
                 assert self.target(out).exists(), "what was there before is gone"
-        for path in (self.cache / "1").rglob("*"):
-            if path.is_file() and not path.name.startswith("."):
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, path.parent.parent.name).hexdigest()
-                assert path.name == digest, f"not what its name says: {path}, {path.stat().st_size} bytes"
+        for path in visible(self.cache / "1"):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, path.parent.parent.name).hexdigest()
+            assert path.name == digest, f"not what its name says: {path}, {path.stat().st_size} bytes"
 
     def through(self, *outs: str, kept: bool = True) -> None:
         """The download has succeeded, and nothing hidden is left of it; `kept` if it must be in the cache, too."""
@@ -551,7 +580,7 @@ def failed_cleanly(done: Done) -> None:
     assert "\n" in text, f"no hint: {done.struck}\n{done.err}"
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, "it does not come"

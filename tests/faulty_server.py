@@ -66,8 +66,13 @@ class Exchange:
 
     def __init__(self, server: "FaultyServer", wire: socket.socket, request: Request, before: int) -> None:
         self.server, self.request, self._wire = server, request, wire
-        self.body_bytes = before  # that this connection has carried, those of earlier answers included
+        self.body_bytes = self._before = before  # of this connection, those of earlier answers included
         self.must_close = False
+
+    @property
+    def answer_bytes(self) -> int:
+        """The bytes of the body that were sent of this answer."""
+        return self.body_bytes - self._before
 
     def raw(self, data: bytes) -> None:
         """Put bytes on the wire that are not counted. Raises Over if the client has gone."""
@@ -113,8 +118,9 @@ class Exchange:
         raise Over
 
     def stall(self) -> None:
-        """Say nothing more until the client has gone or the test ends."""
-        while not self.server.ending.is_set():
+        """Say nothing more until the client has gone or the test ends, or for a while that is too long."""
+        until = time.monotonic() + 20
+        while not self.server.ending.is_set() and time.monotonic() < until:
             if select.select([self._wire], [], [], 0.05)[0]:
                 break
         raise Over

@@ -35,8 +35,8 @@ from faulty_server import (
     FaultyServer,
     File,
     ForwardingProxy,
-    by_path,
     Request,
+    by_path,
     hanging_up,
     http_date,
     in_turn,
@@ -52,7 +52,8 @@ from omz_tools.descriptor import FileEntry, Http, Sha256
 from omz_tools.download import How, Means, Want
 from omz_tools.errors import IntegrityError, OmzError, SourceError, UnreachableError
 from omz_tools.files import RelativeName
-from omz_tools.store import Store
+from omz_tools.partial import version_of
+from omz_tools.store import FORMAT, Store
 from omz_tools.transport import Transport
 
 MIB = 1 << 20
@@ -248,9 +249,11 @@ def test_a_server_that_cuts_when_all_have_begun_ends_after_the_attempts_asked_fo
 ) -> None:
     """Each connection beyond the last one gives up at once; the last one has all its attempts."""
     honest = File(MIDDLE, pause=PAUSE)
+    refused: list[Request] = []
 
     def so_far(exchange: Exchange) -> None:
         if exchange.server.sent > 5 * MIB:
+            refused.append(exchange.request)
             exchange.cut()
         honest(exchange)
 
@@ -259,7 +262,7 @@ def test_a_server_that_cuts_when_all_have_begun_ends_after_the_attempts_asked_fo
     assert isinstance(outcome.error, TransientError)
     assert "Tried 3 times." in outcome.error.hint
     assert "bytes are kept; the next run goes on after them" in outcome.error.hint
-    assert len(server.requests) <= 3 + 4 * connections
+    assert len(refused) <= 3 + 2 * connections
 
 
 @pytest.mark.parametrize("connections", [1, 4])
@@ -274,7 +277,7 @@ def test_progress_gives_a_server_all_its_attempts_again(place: Place, server: Fa
         honest(exchange)
 
     server.answer, server.cut_every = every_other, 3 * MIB
-    outcome = fetch_and_rerun(place, server, connections, attempts=3 if connections == 1 else 5)
+    outcome = fetch_and_rerun(place, server, connections, attempts=2 if connections == 1 else 3)
     assert outcome.how is How.FETCHED
     assert len(server.requests) > 10
     assert server.sent <= 1.1 * len(MIDDLE)
@@ -707,6 +710,20 @@ def test_wrong_bytes_of_an_earlier_run_do_no_harm(place: Place, server: FaultySe
     assert server.sent == 2 * len(MIDDLE) - 9 * MIB
 
 
+@pytest.mark.parametrize("tag", ['"a\nb"', '"\ud800"', '"€"', "no quotes", "", 5, None])
+def test_an_entity_tag_of_a_leftover_that_no_header_can_carry_does_no_harm(
+    place: Place, server: FaultyServer, tag: object
+) -> None:
+    leftovers = place.folder / "cache" / FORMAT / "partial"
+    leftovers.mkdir(parents=True)
+    digest = sha256(MIDDLE)
+    record = f"0 {5 * MIB}\n{json.dumps([f'{server.url}/file', tag])}\n".encode()
+    (leftovers / f".{digest}.{version_of(digest)}.{1:016x}-00000000.part").write_bytes(MIDDLE + record)
+    outcome = fetch_and_rerun(place, server)
+    assert (outcome.how, outcome.kept) == (How.FETCHED, [5 * MIB])
+    assert server.sent <= 1.1 * len(MIDDLE)
+
+
 # ---- Bodies
 
 
@@ -759,6 +776,8 @@ def bodies(data: bytes) -> dict[str, tuple[Answer, str]]:
         "without a length, too long": (sends(data, more=b"x"), f"gives more than {size:,} bytes"),
         "of HTTP/1.0 without a length": (sends(data, version="1.0"), ""),
         "of HTTP/1.0, too short": (sends(data[:-7], version="1.0"), f"ended after {size - 7:,}"),
+        "announced by an interim answer": (
+            lambda exchange: (exchange.raw(b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\n"), File(data)(exchange)), ""),
         "chunked": (chunks(), ""),
         "chunked, kept open": (chunks(close=False), ""),
         "chunked, of odd sizes": (chunks(1, 2, 65_537, 3), ""),
@@ -803,13 +822,17 @@ def test_a_body_is_the_file_or_an_error(place: Place, server: FaultyServer, kind
 @pytest.mark.parametrize("kind", [kind for kind, (_, says) in BODIES.items() if says])
 def test_a_body_that_is_the_file_at_the_second_try_does_no_harm(place: Place, server: FaultyServer, kind: str) -> None:
     place.data = SMALL
-    server.answer = in_turn(BODIES[kind][0], then=File(SMALL))
+    wrong, says = BODIES[kind]
+    server.answer = in_turn(wrong, then=File(SMALL))
     outcome = fetch_and_rerun(place, server, attempts=2)
-    if "Content-Encoding" in outcome.said:
+    if re.search("Content-Encoding|multiple unmatching", says):
+        # What a server means to say is not asked again.
         assert isinstance(outcome.error, SourceError)
+        assert len(server.requests) == 1
     else:
         assert outcome.how is How.FETCHED
-        assert len(server.requests) == 2
+        # Of some the beginning looks like one of the file.
+        assert 2 <= len(server.requests) <= 3
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
@@ -1070,20 +1093,20 @@ def halts(data: bytes, after: int, halt: Answer) -> Answer:
     return answer
 
 
-def drips(exchange: Exchange) -> None:
-    """A byte, which is hardly ever the right one, ten times a second."""
-    for _ in range(600):
-        exchange.body(b"?", pause=0.1)
-
-
 def drips_of(data: bytes) -> Answer:
-    """The right bytes from where a connection has come to, ten a second."""
+    """The right bytes from where an answer has come to, ten a second, for a while that is too long."""
 
-    def answer(exchange: Exchange) -> None:
-        for at in itertools.count((exchange.request.range or (0,))[0] + exchange.body_bytes):
+    def drips(exchange: Exchange) -> None:
+        begin = exchange.request.range[0] if exchange.request.range else 0
+        begin += exchange.answer_bytes
+        for at in range(begin, begin + 200):
             exchange.body(data[at : at + 1], pause=0.1)
+        exchange.cut()
 
-    return answer
+    return drips
+
+
+drips = drips_of(MIDDLE)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -1193,9 +1216,10 @@ def test_a_redirect_that_leads_nowhere_is_an_error_at_once(
     assert len(server.requests) <= 2
 
 
-@pytest.mark.parametrize(
-    "target", ["elsewhere/it", "/elsewhere/it", "./elsewhere/it", "?to=elsewhere", "//{host}/elsewhere/it"]
-)
+WAYS = ["elsewhere/it", "./elsewhere/it", "?to=elsewhere", "//{host}/elsewhere/it", "/elsewhere/a b", "/elsewhere/\xe9"]
+
+
+@pytest.mark.parametrize("target", WAYS)
 def test_a_redirect_to_a_relative_address_is_followed_for_each_part(
     place: Place, server: FaultyServer, target: str
 ) -> None:
@@ -1209,6 +1233,19 @@ def test_a_redirect_to_a_relative_address_is_followed_for_each_part(
     outcome = place.fetch(f"{server.url}/file", connections=4)
     assert outcome.how is How.FETCHED
     assert server.sent == len(MIDDLE)
+
+
+@pytest.mark.parametrize(
+    "target", ["http://{dead}/file?sign=s3cr3t", "http://me:s3cr3t@{dead}/file", "ftp://{dead}/file?sign=s3cr3t"]
+)
+def test_what_a_signed_address_carries_is_not_shown(place: Place, server: FaultyServer, target: str) -> None:
+    """Whoever reads a log could use it."""
+    dead = dead_port().removeprefix("http://")
+    server.answer = redirecting(target.format(dead=dead))
+    outcome = fetch_and_rerun(place, server)
+    assert isinstance(outcome.error, SourceError)
+    assert dead in outcome.said
+    assert "s3cr3t" not in outcome.said
 
 
 AUTHORITY = trustme.CA()
