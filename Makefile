@@ -30,7 +30,8 @@ test: lint
 
 # Kills, failing system calls, cuts and flipped bits in their full number; about an hour.
 test-faults: $(VENV)/dev.stamp
-	OMZ_FAULTS=full $(BIN)/python -m pytest tests/test_faults_*.py tests/test_store_crashes.py tests/test_fuzz.py
+	OMZ_FAULTS=full $(BIN)/python -m pytest --numprocesses auto --dist worksteal \
+	    tests/test_faults_*.py tests/test_store_crashes.py tests/test_fuzz.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
