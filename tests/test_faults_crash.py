@@ -395,8 +395,8 @@ class Reconverted:
     again: subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(scope="module")
-def reconverted(tmp_path_factory: pytest.TempPathFactory) -> Reconverted:
+@pytest.fixture(scope="module", params=range(sample(1, 8)))
+def reconverted(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Reconverted:
     folder = tmp_path_factory.mktemp("reconverted")
     repository = checkpoints.write_repository(folder / "repository", checkpoints.TINY, seed=7)
     checkpoints.pin_locally(repository, folder / "models", "tiny")
@@ -405,10 +405,10 @@ def reconverted(tmp_path_factory: pytest.TempPathFactory) -> Reconverted:
     began = time.monotonic()
     assert run_command("omz_converter", *words, cwd=folder).returncode == 0
     seconds = time.monotonic() - began
-    draw = random.Random("kills of a conversion")
+    draw = random.Random(f"kills of a conversion, {request.param}")
     before = contents(folder / "public")
     was_whole = True
-    kills = sample(2, 12)
+    kills = sample(2, 25)
     for turn in range(kills):
         process = Running([str(BIN / "omz_converter"), *words], folder, {})
         if turn % 2:

@@ -471,6 +471,15 @@ def test_a_part_that_nobody_asked_for_is_an_error(place: Place, server: FaultySe
     assert "none was asked for" in outcome.error.what
 
 
+def test_a_server_that_sends_all_there_is_from_an_offset_on_is_asked_once(place: Place, server: FaultyServer) -> None:
+    """To leave it at the end of a part would waste what is on its way."""
+    server.answer = File(MIDDLE, ranges="open")
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert len(server.requests) == 1
+    assert server.sent == len(MIDDLE)
+
+
 # What a server does with connections that are one too many.
 ONE_TOO_MANY: dict[str, Answer] = {
     "the whole file": File(MIDDLE, ranges="none"),
@@ -1209,7 +1218,8 @@ def test_a_redirect_that_leads_nowhere_is_an_error_at_once(
     place: Place, server: FaultyServer, target: str, says: str, connections: int
 ) -> None:
     place.data = SMALL if connections == 1 else MIDDLE
-    server.answer = by_path(file=redirecting(target), other=redirecting("/file"))
+    leads = in_turn(*[redirecting(target)] * 30, then=refusing(404))
+    server.answer = by_path(file=leads, other=redirecting("/file"))
     outcome = fetch_and_rerun(place, server, connections)
     assert isinstance(outcome.error, SourceError)
     assert re.search(says, outcome.error.what)
@@ -1316,7 +1326,7 @@ FIRST_SOURCES: dict[str, Answer] = {
     "other size": File(MIDDLE[:-1]),
     "hangs up": hanging_up,
     "no HTTP": lambda exchange: (exchange.raw(b"hello\r\n"), exchange.cut()),
-    "circle": redirecting("/file"),
+    "circle": in_turn(*[redirecting("/file")] * 30, then=refusing(404)),
 }
 
 
