@@ -8,8 +8,6 @@ import urllib3
 
 from omz_tools.errors import SourceError, UnreachableError
 
-# An entity tag that names the very bytes; no weak one does.
-STRONG_ETAG = r'"[\x21\x23-\x7e]{1,1000}"'
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 

@@ -6,16 +6,22 @@ Only headers are read here; the weights stay where they are, and every other mod
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omz_tools.errors import CheckpointError, MissingError
+from omz_tools.files import RelativeName
 
+# As transformers calls them: the weights in one file, or a list of the files (shards) that each hold a part of them.
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 
+MAX_CONFIG_BYTES = 1 << 20
+# Some ten times what the largest published checkpoints have.
+MAX_INDEX_BYTES = 1 << 24
 # The limit that the safetensors library sets as well.
 MAX_HEADER_BYTES = 100_000_000
 MAX_AXES = 16
@@ -47,11 +53,13 @@ class Checkpoint:
         folder: where it lies.
         config: what config.json says.
         tensors: every tensor of the weights by name.
+        files: the names of all files it is made of: config.json, then model.safetensors, or the index and its shards.
     """
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    files: tuple[str, ...]
 
     def bind(
         self, parameters: dict[str, tuple[int, ...]], aliases: dict[str, str], ignored: Iterable[str], prefix: str
@@ -91,26 +99,49 @@ class Checkpoint:
             f"{name!r} is in no place of the model" for name in sorted(left) if not name.endswith(tuple(ignored))
         ]
         if problems:
-            shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
             raise CheckpointError(
-                f"the weights do not fit {CONFIG}: {'; '.join(shown)}",
-                hint=f"Check that {CONFIG} and {WEIGHTS} in {self.folder} belong together.",
+                f"the weights do not fit {CONFIG}: {_shown(problems)}",
+                hint=f"Check that {CONFIG} and {self.files[1]} in {self.folder} belong together.",
             )
         return found
 
 
-def load(folder: Path) -> Checkpoint:
+def load(folder: Path, pinned: Collection[str] | None = None) -> Checkpoint:
     """Read and audit a checkpoint folder.
 
+    Where there are both, the weights are in model.safetensors and the index is not looked at, as in transformers.
+
+    Args:
+        folder: where it lies.
+        pinned: the names in the folder that have been verified; no other file of weights is read. By default, all.
+
     Raises:
-        MissingError: config.json or the weights are not there.
-        CheckpointError: one of them is malformed, or would load code.
+        MissingError: config.json or weights are not there.
+        CheckpointError: one of them is malformed, is not pinned, or would load code.
     """
-    return Checkpoint(folder, _config(folder / CONFIG), _tensors(folder / WEIGHTS))
+    config = _config(folder / CONFIG)
+    present = _names(folder)
+    known = present if pinned is None else pinned
+    if WEIGHTS in known or INDEX not in known:
+        return Checkpoint(folder, config, _tensors(folder / WEIGHTS), (CONFIG, WEIGHTS))
+    if WEIGHTS in present:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is no file of this model; transformers would load it in place of those in {INDEX}",
+            hint=f"Remove {folder / WEIGHTS}, or move it elsewhere.",
+        )
+    tensors, shards = _sharded(folder, pinned)
+    return Checkpoint(folder, config, tensors, (CONFIG, INDEX, *shards))
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError:
+        return set()  # said by whoever reads a file there
 
 
 def _config(path: Path) -> dict[str, Any]:
-    config = _object(path, _text(path, _read(path, 1 << 20)))
+    config = _object(path, _text(path, _read_whole(path, MAX_CONFIG_BYTES)))
     dangerous = [key for key in _CODE_KEYS if config.get(key) is not None]
     if dangerous:
         raise CheckpointError(
@@ -118,6 +149,69 @@ def _config(path: Path) -> dict[str, Any]:
             hint="Use a checkpoint without it: only weights and plain settings are loaded.",
         )
     return config
+
+
+def _sharded(folder: Path, pinned: Collection[str] | None) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of all shards that the index names, and the shards' names."""
+    index = folder / INDEX
+    places, total_size = _index(index)
+    shards = sorted(set(places.values()))
+    if unpinned := [shard for shard in shards if pinned is not None and shard not in pinned]:
+        raise CheckpointError(
+            f"{index} names files that the descriptor does not pin: {_shown(unpinned)}",
+            hint="Add them to its files (omz_pin MODEL.YML --files '*.safetensors'), and run omz_downloader again.",
+        )
+    found: dict[str, dict[str, Tensor]] = {}
+    missing: list[str] = []
+    for shard in shards:
+        try:
+            found[shard] = _tensors(folder / shard)
+        except MissingError:
+            missing.append(shard)
+    if missing:
+        raise MissingError(
+            f"{index} names files that are not in its folder: {_shown(missing)}", hint="Run omz_downloader first."
+        )
+    held = [(name, shard) for shard in shards for name in found[shard]]
+    tensors = {name: found[shard][name] for name, shard in held}
+    problems = [f"{name!r} is not in {shard}" for name, shard in places.items() if name not in tensors]
+    problems += [
+        f"{name!r} is in {shard}, by the index it is in {places.get(name, 'no file')}"
+        for name, shard in held
+        if places.get(name) != shard
+    ]
+    # It may say more: writers count headers, or tied tensors that they then leave out. Some count a bool as one bit.
+    least = sum(t.length // 8 if t.dtype == "BOOL" else t.length for t in tensors.values())
+    if total_size is not None and total_size < least:
+        problems.append(f"total_size is {total_size:,}, the tensors have {least:,} bytes")
+    if problems:
+        raise CheckpointError(
+            f"{index} does not fit the files that it names: {_shown(problems)}",
+            hint="All of them must come from one commit of one repository.",
+        )
+    return tensors, shards
+
+
+def _index(path: Path) -> tuple[dict[str, str], float | None]:
+    """The shard of each tensor, and how many bytes all tensors have if the index says so."""
+    index = _object(path, _text(path, _read_whole(path, MAX_INDEX_BYTES)))
+    places, metadata = index.get("weight_map"), index.get("metadata")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{path} has no weight_map, which says in which file each tensor is")
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path} has no metadata, and transformers loads no such index")
+    for name, shard in places.items():
+        try:
+            if not isinstance(shard, str):
+                raise ValueError(f"{shard!r:.80} is no file name")
+            if "/" in RelativeName.parse(shard) or not shard.endswith(".safetensors"):
+                raise ValueError(f"{shard!r} is no .safetensors in the folder of the index")
+        except ValueError as error:
+            raise CheckpointError(f"{path}: the place of tensor {name!r:.80} is malformed: {error}") from None
+    total_size = metadata.get("total_size")
+    if total_size is not None and (isinstance(total_size, bool) or not isinstance(total_size, int | float)):
+        raise CheckpointError(f"{path}: total_size is {total_size!r:.80}, not a number of bytes")
+    return places, total_size
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -178,6 +272,13 @@ def _read(path: Path, size: int) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def _read_whole(path: Path, most: int) -> bytes:
+    data = _read(path, most + 1)
+    if len(data) > most:
+        raise CheckpointError(f"{path} is larger than {most:,} bytes")
+    return data
+
+
 def _text(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8")
@@ -204,3 +305,9 @@ def _object(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return value
+
+
+def _shown(problems: list[str]) -> str:
+    """The first twenty, and how many there are beyond."""
+    more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+    return "; ".join(problems[:20] + more)

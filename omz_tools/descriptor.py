@@ -1,6 +1,7 @@
 """model.yml as frozen, typed values: a superset of Open Model Zoo's format in which nothing is ever executed."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -156,6 +157,15 @@ class UnpackArchive(Struct, frozen=True, tag_field="$type", tag="unpack_archive"
 Step = RegexReplace | UnpackArchive
 
 
+def fetched_as(steps: Iterable[Step], name: str) -> RelativeName:
+    """Where a file that a model's source or archive gives is kept: under its name, or beside it if its text is changed.
+
+    As in Open Model Zoo, the original is FILE.orig then. It stays what the descriptor pins.
+    """
+    changed = any(isinstance(step, RegexReplace) and step.file == name for step in steps)
+    return RelativeName(f"{name}.orig" if changed else name)
+
+
 class InputInfo(Struct, frozen=True):
     """An input as Open Model Zoo describes it; `shape` and `layout` are what the model's page says."""
 
@@ -187,7 +197,7 @@ class Export(Struct, frozen=True):
     model_class: ModelClass
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1)]
-    opset: Annotated[int, Meta(ge=23, le=23)] = 23
+    opset: Annotated[int, Meta(ge=18, le=23)] = 23
 
 
 class Accuracy(Struct, frozen=True):
@@ -217,6 +227,20 @@ class Descriptor(Struct, frozen=True):
     postprocessing: tuple[Step, ...] = ()
     conversion_to_onnx_args: tuple[str, ...] = ()
     model_optimizer_args: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> dict[RelativeName, FileEntry]:
+        """The files by where each lies below the model's folder, as it is pinned."""
+        return {fetched_as(self.postprocessing, entry.name): entry for entry in self.files}
+
+    @property
+    def checkpoint_files(self) -> dict[str, FileEntry]:
+        """The files in the checkpoint's folder itself, by their names there; none without an `export` section."""
+        if self.export is None:
+            return {}
+        folder = PurePosixPath(self.export.checkpoint)
+        paths = {PurePosixPath(entry.name): entry for entry in self.files}
+        return {path.name: entry for path, entry in paths.items() if path.parent == folder}
 
 
 class Composite(Struct, frozen=True):
@@ -344,8 +368,9 @@ def _export_contradictions(root: Node) -> list[Mistake]:
     try:
         names = {decode(entry.at("name"), RelativeName) for entry in root.items("files")}
         folder = decode(place, RelativeName)
-        missing = [name for name in ("config.json", "model.safetensors") if f"{folder}/{name}" not in names]
-        found += [place.mistake(f"no file of this model is called {folder}/{name}") for name in missing]
+        if f"{folder}/config.json" not in names:
+            found.append(place.mistake(f"no file of this model is called {folder}/config.json"))
+        found += [place.mistake(text) for text in _weights_contradictions(folder, names)]
     except Mistakes:
         pass  # reported where they are
     try:
@@ -353,6 +378,18 @@ def _export_contradictions(root: Node) -> list[Mistake]:
     except Mistakes:
         return found
     return found + _tensor_contradictions(ids, scores, root)
+
+
+def _weights_contradictions(folder: str, names: set[RelativeName]) -> list[str]:
+    """Which shards an index names is known only when it is there; that there is none can be said now."""
+    whole, index = f"{folder}/model.safetensors", f"{folder}/model.safetensors.index.json"
+    if whole in names:
+        return []
+    if index not in names:
+        return [f"no file of this model is called {whole}, nor {index}"]
+    if not any(PurePosixPath(name).parent == PurePosixPath(folder) and name.endswith(".safetensors") for name in names):
+        return [f"{index} names files of weights, and no file of this model is called {folder}/….safetensors"]
+    return []
 
 
 def _tensor_contradictions(ids: TensorSpec, scores: TensorSpec, root: Node) -> list[Mistake]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from omz_tools import files, partial
 from omz_tools.answers import RangeError
 from omz_tools.descriptor import FileEntry, Source
-from omz_tools.errors import DiskError, IntegrityError, SourceError, UnreachableError, UnsupportedError, context
+from omz_tools.errors import DiskError, IntegrityError, SourceError, UnreachableError, UnsupportedError
 from omz_tools.partial import Partial
 from omz_tools.sources import in_hub_cache, is_remote, location, offline_by_environment
 from omz_tools.store import Store
@@ -335,14 +335,3 @@ def _from_source(source: Source, want: Want, own: Partial, means: Means, progres
         except (IntegrityError, RangeError):
             own.clear()
             raise
-
-
-def check(entry: FileEntry, path: Path) -> None:
-    """Raise IntegrityError if a file that is in place is not the pinned one."""
-    with context(f"file {entry.name}"):
-        if not is_right(path, entry):
-            raise IntegrityError(
-                f"{path} is not the file that the descriptor pins "
-                f"({entry.size:,} bytes, {entry.digest.algorithm} {entry.digest.value})",
-                hint="It is damaged or was changed. Run omz_downloader again: it replaces just what is wrong.",
-            )

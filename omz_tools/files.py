@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from omz_tools.errors import DiskError
@@ -179,97 +178,6 @@ def remove_folders(made: list[Path]) -> None:
         # Not made after all, removed by someone, or in use by someone else by now.
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-class Staging:
-    """Several files that appear together: written under hidden names beside their targets, moved by `publish`.
-
-    As a context manager it removes whatever was not published, the folders it made for it included.
-
-    A pair of files cannot be replaced in one step. `publish` therefore first moves the old files aside, those that
-    `lead` (the .xml that makes a folder an IR) first, and puts the leading new ones in place last: whoever looks in
-    between finds no model rather than one made of two halves. If a step fails, the steps before it are undone.
-    """
-
-    def __init__(self) -> None:
-        self._moves: list[tuple[Path, Path, bool]] = []
-        self._folders: list[Path] = []
-
-    def file(self, target: Path, *, leads: bool = False) -> Path:
-        """The hidden path to write `target` to."""
-        return self.files({target: leads})[target]
-
-    def files(self, targets: dict[Path, bool]) -> dict[Path, Path]:
-        """Hidden paths for targets of one folder that share a stem, as .xml and .bin do."""
-        tag = secrets.token_hex(6)
-        hidden = {target: target.with_name(f".{tag}.{target.name}") for target in targets}
-        for target in targets:
-            make_folder(target.parent, self._folders)
-        self._moves += [(hidden[target], target, leads) for target, leads in targets.items()]
-        return hidden
-
-    def publish(self) -> None:
-        """Move every file to its target.
-
-        Raises:
-            DiskError: a step failed; the old files are in place again, or the error says where they are.
-        """
-        last = sorted(self._moves, key=lambda move: move[2])
-        for hidden, target, _ in last:
-            with disk_errors("Writing", target):
-                sync(hidden)
-                if target.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        aside = {target: temporary_beside(target) for _, target, _ in reversed(last) if target.exists()}
-        done: list[tuple[Path, Path]] = []
-        try:
-            for target, old in aside.items():
-                with contextlib.suppress(FileNotFoundError):  # another run that publishes the same has just moved it
-                    target.replace(old)
-                    done.append((target, old))
-            for hidden, target, _ in last:
-                hidden.replace(target)
-                done.append((hidden, target))
-        except BaseException as error:  # a signal, too
-            stuck = _undo(done)
-            if not isinstance(error, OSError):
-                raise
-            failure = DiskError(f"Replacing {target} failed: {error.strerror}", hint=UNCHANGED)
-            if stuck:
-                failure.hint = f"What was there before could not be put back; it lies in {', '.join(map(str, stuck))}."
-            raise failure from error
-        for old in aside.values():
-            with contextlib.suppress(OSError):  # the new ones are in place; an old one left over does no harm
-                old.unlink()
-        for folder in {target.parent for _, target, _ in last}:
-            with disk_errors("Writing", folder):
-                sync(folder)
-        self._moves.clear()
-        self._folders.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        for hidden, _, _ in self._moves:
-            with contextlib.suppress(OSError):
-                hidden.unlink()
-        remove_folders(self._folders)
-
-
-def _undo(moves: list[tuple[Path, Path]]) -> list[Path]:
-    """Move each file back, the last one first.
-
-    The first that cannot be ends it: to go on would put half of a pair in place. Returns what was not moved back.
-    """
-    left = [target for _, target in moves]
-    for source, target in reversed(moves):
-        try:
-            target.replace(source)
-        except OSError:
-            break
-        left.pop()
-    return left
 
 
 def room_for(folder: Path, size: int) -> None:

@@ -7,6 +7,21 @@ from pathlib import Path
 from omz_tools import libraries
 from omz_tools.descriptor import Precision
 from omz_tools.errors import ConversionError
+from omz_tools.stages import Ingredients
+
+# Goes up whenever this module makes another IR of the same ingredients.
+FORMAT = 1
+
+
+def ingredients(name: str, precision: Precision) -> Ingredients:
+    """What the IR of a model depends on besides the graph and the checkpoint."""
+    return {
+        "stage": "ir",
+        "format": FORMAT,
+        "name": name,
+        "precision": precision,
+        "openvino": libraries.version("openvino"),
+    }
 
 
 def convert(onnx_path: Path, name: str, targets: Mapping[Precision, Path]) -> None:

@@ -5,6 +5,7 @@ imported through `load` alone.
 """
 
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -49,6 +50,23 @@ def load(name: str) -> ModuleType:
             f"{name} cannot be imported: {error}",
             hint="Converting needs the extra 'pytorch': pip install 'omz_tools[pytorch]'.",
         ) from error
+
+
+def warm(*names: str) -> None:
+    """Import libraries that will be needed. Raises ConversionError as `load` does."""
+    for name in names:
+        load(name)
+
+
+def version(name: str) -> str | None:
+    """The installed version of a library, without importing it; None if it is not installed.
+
+    The part that names a build ("+cpu") is left out: no result depends on that.
+    """
+    try:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def reason(error: Exception) -> str:

@@ -1,75 +1,88 @@
-"""PyTorch to ONNX: the graph is traced without weights, which are then bound to where they lie in the checkpoint."""
+"""PyTorch to ONNX: the graph of a model, traced without its weights.
 
-import os
-from pathlib import Path
+What comes out is a skeleton: it depends on config.json, the descriptor and the libraries alone, and serves every
+checkpoint of that configuration. `binding` makes a model of it.
+"""
+
+import math
 from typing import Any
 
 from omz_tools import libraries
-from omz_tools.checkpoint import Checkpoint, Tensor
+from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import Export
-from omz_tools.errors import ConversionError
-from omz_tools.pytorch_model import NAMING, configuration, skeleton
+from omz_tools.errors import ConversionError, UnsupportedError
+from omz_tools.pytorch_model import configuration, settings, skeleton
+from omz_tools.stages import Ingredients
 
-# Protobuf, which ONNX files are made of, ends at 2 GiB; a part of that is left for the graph.
-MAX_EMBEDDED_BYTES = 2_000_000_000
+# Goes up whenever this module makes another graph of the same ingredients.
+FORMAT = 1
 
-_ATTENTION = "omz_tools_causal"
+# Where the weights of a skeleton are said to lie. No file is called so: a skeleton is refused wherever it is loaded.
+UNBOUND = "omz_tools:unbound"
+
+# The first operator set with Attention.
+_ATTENTION_OPSET = 23
+_WHOLE, _IN_STEPS = "omz_tools_causal", "omz_tools_causal_in_steps"
+
+_LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
-def export(checkpoint: Checkpoint, spec: Export, path: Path) -> None:
-    """Write the checkpoint's model as ONNX to `path`.
+def ingredients(checkpoint: Checkpoint, spec: Export) -> Ingredients:
+    """All that `trace` depends on, as values that JSON can hold: the same ingredients make the same bytes.
 
-    When the checkpoint lies below the folder of `path`, the ONNX file refers to it by name and offset, and is small;
-    elsewhere the weights are copied into it.
-
-    Args:
-        checkpoint: the model and its weights.
-        spec: names, types and axes of the input [B, L] and of the output [B, L, vocabulary], and the opset.
-        path: the file to write.
+    No library is imported for it.
 
     Raises:
-        CheckpointError: config.json and the weights do not fit each other, or the model class.
-        ConversionError: the weights are too large to be copied into an ONNX file, or a library failed.
+        CheckpointError: config.json cannot be used.
+    """
+    return {
+        "stage": "graph",
+        "format": FORMAT,
+        "model_class": spec.model_class,
+        "settings": settings(checkpoint, spec.model_class),
+        "inputs": [[tensor.name, tensor.type, list(tensor.shape)] for tensor in spec.inputs],
+        "outputs": [[tensor.name, tensor.type, list(tensor.shape)] for tensor in spec.outputs],
+        "opset": spec.opset,
+        "libraries": {name: libraries.version(name) for name in _LIBRARIES},
+    }
+
+
+def trace(checkpoint: Checkpoint, spec: Export) -> bytes:
+    """The model of a checkpoint's config.json as an ONNX graph whose weights have names and shapes and no values.
+
+    Args:
+        checkpoint: its config.json is read, and the number of its tensors; no weight.
+        spec: the model class, names and axes of the input [B, L] and the output [B, L, vocabulary], and the opset.
+
+    Returns:
+        A serialized ModelProto. Each parameter of the model is an initializer with the name that it has in PyTorch,
+        tied ones once under the first of their names; its data is external, at the location `UNBOUND`.
+
+    Raises:
+        CheckpointError: config.json cannot be used, or no model can be built from it.
+        UnsupportedError: the input is not two dynamic axes.
+        ConversionError: a library failed, or is not installed.
     """
     _register_attention()
-    config = configuration(checkpoint, spec.model_class, _ATTENTION)
+    config = configuration(checkpoint, spec.model_class, _WHOLE if spec.opset >= _ATTENTION_OPSET else _IN_STEPS)
     model = skeleton(config, spec.model_class)
-    tensors = _weights(checkpoint, spec, model)
-    embedded = not checkpoint.folder.resolve().is_relative_to(path.parent.resolve())
-    if embedded and sum(tensor.length for tensor in set(tensors.values())) > MAX_EMBEDDED_BYTES:
-        raise ConversionError(
-            "the weights are too large to be copied into an ONNX file",
-            hint="Convert in the download folder itself (leave -o/--output_dir out): there the file refers to them.",
-        )
-    graph = _trace(model, spec, config.n_positions)
-    _bind(graph, tensors, None if embedded else path.parent)
-    _tidy(graph)
-    _save(graph, path)
+    graph_model = _export(model, spec, config.n_positions)
+    _name_parameters(graph_model.graph, model)
+    _optimize(graph_model)
+    _anonymize(graph_model)
+    return _serialized(graph_model)
 
 
-def _weights(checkpoint: Checkpoint, spec: Export, model: Any) -> dict[str, Tensor]:
-    """The tensor of every parameter of `model`, tied ones once under each of their names."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    first_names: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    for name, parameter in parameters.items():
-        first = first_names.setdefault(id(parameter), name)
-        if first != name:
-            aliases[name] = first
-    naming = NAMING[spec.model_class]
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    return checkpoint.bind(shapes, aliases, naming.buffers, naming.prefix)
-
-
-def _trace(model: Any, spec: Export, positions: int) -> Any:
-    """The model as an onnx_ir graph whose weights have shapes and no values."""
+def _export(model: Any, spec: Export, positions: int) -> Any:
+    """The model as an onnx_ir model, its parameters tensors on the meta device."""
     torch = libraries.load("torch")
     libraries.load("onnxscript")
     [ids], [scores] = spec.inputs, spec.outputs
-    # Tracing needs an example; sizes above 1 keep the axes from being taken for constants.
-    example = torch.ones((2, min(7, positions)), dtype=torch.int64, device="meta")
-    batch, length = (str(axis) for axis in ids.shape)
-    axes = {0: torch.export.Dim(batch), 1: torch.export.Dim(length, max=positions)}
+    batch, length = _axes(spec)
+    # Tracing needs an example; sizes above 1 keep the axes from being taken for constants. For a model of one position
+    # that is one more than it has, which no shape tells.
+    example = torch.ones((2, max(2, min(7, positions))), dtype=torch.int64, device="meta")
+    axes = {0: torch.export.Dim(batch), 1: torch.export.Dim(length, max=max(2, positions))}
     try:
         program = torch.export.export(_logits_of(model), (example,), dynamic_shapes=(axes,), strict=False)
         # Given again: the exporter takes the names of the axes from here, and would call them s31 and s81 otherwise.
@@ -80,12 +93,23 @@ def _trace(model: Any, spec: Export, positions: int) -> Any:
             input_names=[ids.name],
             output_names=[scores.name],
             dynamic_shapes=(axes,),
-            optimize=False,  # needs values; done after the weights are bound
+            optimize=False,  # fails on tensors without values
             verbose=False,
         )
     except Exception as error:
         raise ConversionError(f"PyTorch could not export the model: {libraries.reason(error)}") from error
     return exported.model
+
+
+def _axes(spec: Export) -> tuple[str, str]:
+    match spec.inputs[0].shape:
+        case (str(batch), str(length)) if batch != length:
+            return batch, length
+        case shape:
+            raise UnsupportedError(
+                f"the input {spec.inputs[0].name!r} has the axes {list(shape)}",
+                hint="A model is exported with two dynamic axes, each a word of its own: [B, L].",
+            )
 
 
 def _logits_of(model: Any) -> Any:
@@ -105,54 +129,74 @@ def _logits_of(model: Any) -> Any:
 
 
 def _register_attention() -> None:
-    """A causal attention that the exporter keeps as one operator, and OpenVINO after it.
+    """Causal attention in two forms: one operator, which the exporter and OpenVINO keep; and steps for older opsets.
 
-    transformers would otherwise build a mask from the positions, step by step, in the graph of every model.
+    transformers would otherwise build a mask from the positions in the graph of every model.
     """
     torch, transformers = libraries.load("torch"), libraries.load("transformers")
     masking = libraries.load("transformers.masking_utils")
 
-    def causal(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **_: Any) -> Any:
+    def whole(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **_: Any) -> Any:
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
         return attended.transpose(1, 2), None
 
-    transformers.AttentionInterface.register(_ATTENTION, causal)
-    masking.AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
+    def no_mask(**_: Any) -> Any:
+        return None
+
+    def in_steps(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **_: Any) -> Any:
+        scores = torch.matmul(query, key.transpose(2, 3)) * scaling + mask
+        return torch.matmul(scores.softmax(-1), value).transpose(1, 2), None
+
+    def one_mask(*, q_length: Any, device: Any, **_: Any) -> Any:
+        # Made once for all layers: -inf where a position is later than the one that looks.
+        position = torch.arange(q_length, device=device)
+        later = position.unsqueeze(0) > position.unsqueeze(1)
+        return torch.where(later, -math.inf, 0.0)
+
+    for name, attention, mask in ((_WHOLE, whole, no_mask), (_IN_STEPS, in_steps, one_mask)):
+        transformers.AttentionInterface.register(name, attention)
+        masking.AttentionMaskInterface.register(name, mask)
 
 
-def _bind(graph_model: Any, tensors: dict[str, Tensor], base: Path | None) -> None:
-    """Give each weight of the graph its bytes in the checkpoint: by reference from the folder `base`, else to copy."""
-    ir, np = libraries.load("onnx_ir"), libraries.load("numpy")
-    for name, value in graph_model.graph.initializers.items():
-        tensor = tensors.get(name.removeprefix("model."))
-        if tensor is None:
-            continue  # a constant that tracing made
-        if base is None:
-            values = np.memmap(tensor.file, dtype="<f4", mode="r", offset=tensor.offset, shape=tensor.shape)
-            value.const_value = ir.Tensor(values, name=name)
-            continue
-        value.const_value = ir.ExternalTensor(
-            os.path.relpath(tensor.file.resolve(), base.resolve()),
-            tensor.offset,
-            tensor.length,
-            ir.DataType.FLOAT,
-            shape=ir.Shape(tensor.shape),
-            name=name,
-            base_dir=str(base),
-        )
+def _name_parameters(graph: Any, model: Any) -> None:
+    """Give each parameter in the graph the first name that it has in the model, and take its tensor away."""
+    names: dict[str, str] = {}
+    firsts: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[f"model.{name}"] = firsts.setdefault(id(parameter), name)
+    for value in list(graph.initializers.values()):
+        if value.name in names:
+            value.const_value = None
+            value.name = names[value.name]
 
 
-def _tidy(graph_model: Any) -> None:
-    """Optimize the graph, and take out what tells of the machine that made it (stack traces, class names)."""
-    ir, optimizer = libraries.load("onnx_ir"), libraries.load("onnxscript.optimizer")
+def _optimize(graph_model: Any) -> None:
+    optimizer = libraries.load("onnxscript.optimizer")
+    graph = graph_model.graph
+    # As inputs, parameters are what no pass can fold, compare or take for a mistake.
+    parameters = [value for value in graph.initializers.values() if value.const_value is None]
+    for value in parameters:
+        graph.initializers.pop(value.name)
+        graph.inputs.append(value)
     try:
         optimizer.optimize_ir(graph_model)
     except Exception as error:
         raise ConversionError(f"onnxscript could not optimize the graph: {libraries.reason(error)}") from error
+    ir = libraries.load("onnx_ir")
+    del graph.inputs[-len(parameters) :]
+    for value in parameters:
+        value.const_value = ir.ExternalTensor(UNBOUND, None, None, value.dtype, shape=value.shape, name=value.name)
+        graph.initializers.add(value)
+
+
+def _anonymize(graph_model: Any) -> None:
+    """Take out what tells of the machine that traced the graph (stack traces, class names)."""
+    ir = libraries.load("onnx_ir")
     graph = graph_model.graph
     graph_model.metadata_props.clear()
     graph.metadata_props.clear()
     graph_model.doc_string = graph.doc_string = None
+    graph_model.producer_version = (graph_model.producer_version or "").partition("+")[0]
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
     for node in ir.traversal.RecursiveGraphIterator(graph):
@@ -162,12 +206,10 @@ def _tidy(graph_model: Any) -> None:
             value.metadata_props.clear()
 
 
-def _save(graph_model: Any, path: Path) -> None:
-    ir, onnx = libraries.load("onnx_ir"), libraries.load("onnx")
+def _serialized(graph_model: Any) -> bytes:
+    ir = libraries.load("onnx_ir")
     try:
-        ir.save(graph_model, path)
-        onnx.checker.check_model(path, full_check=True)
-    except OSError:
-        raise
+        serialized: bytes = ir.to_proto(graph_model).SerializeToString(deterministic=True)
     except Exception as error:
-        raise ConversionError(f"the ONNX model is not sound: {libraries.reason(error)}") from error
+        raise ConversionError(f"the ONNX graph could not be written: {libraries.reason(error)}") from error
+    return serialized

@@ -11,24 +11,18 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from omz_tools import files
-from omz_tools.answers import STRONG_ETAG
-from omz_tools.files import disk_errors, make_folder, remove_folders
+from omz_tools import files, leases
+from omz_tools.files import disk_errors, remove_folders
+from omz_tools.leases import Owner, owner_of
 
-try:
-    import fcntl
-except ImportError:  # Windows: no process sees that another one is at work, and both fetch
-    fcntl = None  # type: ignore[assignment]
-
+# An entity tag that names the very bytes; no weak one does.
+STRONG_ETAG = r'"[\x21\x23-\x7e]{1,1000}"'
 # Less than this is not worth going on from, nor a hidden file in someone's folder.
 WORTH_KEEPING = 1 << 20
-# Where locks are not to be had, a file that has not grown for so long is taken for a leftover.
-_OLD_SECONDS = 3600.0
 # Of a record; one of a file of a terabyte, written in steps of 128 KiB, is longer, and the file begun again.
 _LONGEST_RECORD = 1 << 28
 
@@ -67,31 +61,11 @@ class Partial:
         self = cls(folder, name, version_of(digest), size)
         try:
             with disk_errors("Writing to", folder):
-                self._create()
+                self._file = leases.create(self.path, self._made)
         except BaseException:
             self.close()
             raise
         return self
-
-    def _create(self) -> None:
-        # Locked before it has the name by which others look for it.
-        unborn = self.path.with_suffix(".new")
-        for attempt in range(8):
-            make_folder(self.path.parent, self._made)
-            try:
-                self._file = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-                with contextlib.suppress(_NoLocks):
-                    _lock(self._file)
-                unborn.rename(self.path)
-                return
-            except (FileNotFoundError, BlockingIOError):
-                # Another run has removed the folder, since it left nothing in it; or takes the file for a leftover.
-                self._let_go()
-                if attempt == 7:
-                    raise
-            finally:
-                with contextlib.suppress(OSError):
-                    unborn.unlink()
 
     def is_alone(self, *, besides: Collection[Path] = ()) -> bool:
         """Whether no other process works at the same, those that have the files `besides` left aside.
@@ -107,7 +81,7 @@ class Partial:
             DiskError: the disk fails; that it is too full for both is no error, the work then begins anew.
         """
         with disk_errors("Writing to", self.path.parent):
-            old = [p for p in _of(self._name, self._version, self.path.parent) if _owner_of(p) is not _Owner.LIVES]
+            old = [p for p in _of(self._name, self._version, self.path.parent) if owner_of(p) is not Owner.LIVES]
             best = max(old, key=lambda path: _held(path, self.size), default=None)
             sweep(self.path.parent, self._name, but=best)
             if best:
@@ -201,9 +175,8 @@ class Partial:
 
     def _let_go(self) -> None:
         with self._guard:
-            if self._file >= 0:
-                _close(self._file)
-                self._file = -1
+            leases.close(self._file)
+            self._file = -1
 
     def __enter__(self) -> Self:
         return self
@@ -227,12 +200,12 @@ def version_of(digest: str) -> str:
 def at_work(folder: Path, name: str, version: str, *, besides: Collection[Path] = ()) -> Path | None:
     """A partial file of a file that someone works at, those `besides` left aside; None if there is none."""
     candidates = (path for path in _of(name, version, folder) if path not in besides)
-    return next((path for path in candidates if _owner_of(path) is _Owner.LIVES), None)
+    return next((path for path in candidates if owner_of(path) is Owner.LIVES), None)
 
 
 def leftovers(folder: Path) -> list[Path]:
     """The partial files in a folder that no process works at any more."""
-    return [path for path in _in(folder) if _owner_of(path) is _Owner.GONE]
+    return [path for path in _in(folder) if owner_of(path) is Owner.GONE]
 
 
 def sweep(folder: Path, name: str, *, but: Path | None = None) -> None:
@@ -266,66 +239,6 @@ def _of(name: str, version: str, folder: Path) -> list[Path]:
     return [path for path in _in(folder) if path.name.startswith(beginning) and path.suffix == ".part"]
 
 
-class _Owner(Enum):
-    """Whether a process works at a partial file."""
-
-    LIVES = "lives"
-    GONE = "gone"
-    UNKNOWN = "unknown"
-
-
-def _owner_of(path: Path) -> _Owner:
-    with contextlib.ExitStack() as stack:
-        try:
-            first, second = _opened(path, stack), _opened(path, stack)
-            age = time.time() - os.fstat(first).st_mtime
-        except OSError:
-            return _Owner.UNKNOWN
-        with contextlib.suppress(_NoLocks):
-            try:
-                # Shared: only owners ever have it to themselves, so that nobody takes those who look for one.
-                _lock(first, shared=True)
-            except BlockingIOError:
-                return _Owner.LIVES
-            try:
-                _lock(second)
-            except BlockingIOError:
-                return _Owner.GONE
-        # There are no locks, or everyone gets one.
-        return _Owner.GONE if age > _OLD_SECONDS else _Owner.UNKNOWN
-
-
-def _opened(path: Path, stack: contextlib.ExitStack) -> int:
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        file = os.open(path, os.O_RDWR | flags)
-    except PermissionError:  # another user's
-        file = os.open(path, os.O_RDONLY | flags)
-    stack.callback(_close, file)
-    return file
-
-
-class _NoLocks(Exception):
-    """There are no locks in a folder."""
-
-
-def _lock(file: int, *, shared: bool = False) -> None:
-    """Lock an open file until it is closed. Raises BlockingIOError if another has done so."""
-    if fcntl:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise _NoLocks from error
-
-
-def _close(file: int) -> None:
-    # What was written is on disk already where it matters, by fsync.
-    with contextlib.suppress(OSError):
-        os.close(file)
-
-
 def _held(path: Path, size: int) -> int:
     return sum(end - first for first, end in _read(path, size)[0])
 
@@ -341,7 +254,7 @@ def _read(path: Path, size: int) -> tuple[list[tuple[int, int]], dict[str, str],
     except OSError:
         return [], {}, size
     finally:
-        _close(file)
+        leases.close(file)
 
 
 def _record_of(file: int, size: int) -> tuple[list[tuple[int, int]], dict[str, str], int]:

@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from omz_tools.descriptor import RegexReplace, Step, UnpackArchive
+from omz_tools.descriptor import RegexReplace, Step, UnpackArchive, fetched_as
 from omz_tools.errors import MissingError, OmzError, context
-from omz_tools.files import CHUNK, RelativeName, Staging, disk_errors, room_for
+from omz_tools.files import CHUNK, RelativeName, disk_errors, room_for
 from omz_tools.progress import size_text
+from omz_tools.staging import Staging
 
 # Of all that one archive holds: so many bytes, or so many times its own size if that is more, and so many files.
 LEAST_BOUND = 1 << 30
@@ -56,15 +57,6 @@ class PostprocessingError(OmzError):
     code = "postprocessing"
 
 
-def fetched_as(steps: Sequence[Step], name: str) -> RelativeName:
-    """Where a file that a model's source or archive gives is kept: under its name, or beside it if its text is changed.
-
-    As in Open Model Zoo, the original is FILE.orig then. It stays what the descriptor pins.
-    """
-    changed = any(isinstance(step, RegexReplace) and step.file == name for step in steps)
-    return RelativeName(f"{name}.orig" if changed else name)
-
-
 def apply(
     steps: Sequence[Step], folder: Path, note: Callable[[str], None], pinned: Collection[RelativeName] = ()
 ) -> None:
@@ -82,7 +74,7 @@ def apply(
         DiskError: the disk is full or read-only. In all cases what was there before is unchanged.
     """
     replacements = [step for step in steps if isinstance(step, RegexReplace)]
-    with Staging() as staging:
+    with Staging(folder) as staging:
         tree = _Tree(folder, staging)
         kept = {name.folded for name in (*pinned, *(RelativeName(f"{step.file}.orig") for step in replacements))}
         for step in steps:

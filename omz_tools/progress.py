@@ -100,6 +100,7 @@ class Reporter:
         self._output = threading.Lock()
         self._counting = threading.Lock()  # never held while something is written
         self._files: dict[tuple[str, str], _Transfer] = {}
+        self._stages: dict[str, tuple[str, float]] = {}  # of each model, and since when
         self._all = _Transfer(0)
         self._fault: OSError | None = None
 
@@ -124,7 +125,22 @@ class Reporter:
         self.note(_HEADING.format(text))
 
     def section(self, text: str) -> None:
+        """A stage of the work begins."""
+        model = getattr(self._thread, "model", "")
+        with self._counting:
+            self._stages[model] = text, time.monotonic()
         self.note(f"========== {text}")
+
+    @contextmanager
+    def on(self, model: str) -> Iterator[None]:
+        """What this thread says in the block is about a model."""
+        self._thread.model = model
+        try:
+            yield
+        finally:
+            self._thread.model = ""
+            with self._counting:
+                self._stages.pop(model, None)
 
     def error(self, error: OmzError) -> None:
         self._write(self.err, f"########## Error: {error}")
@@ -229,6 +245,10 @@ class PlainReporter(Reporter):
             files = [(model, name, str(file)) for (model, name), file in self._files.items()]
             more = self._all.size > sum(file.size for file in self._files.values())
             rest = f"in all {self._all}" if more or len(files) > 1 else ""
+            stages = [(model, text, time.monotonic() - since) for model, (text, since) in self._stages.items()]
+        for model, text, seconds in stages:
+            if seconds >= PLAIN_SECONDS:
+                self.about(model, f"... {text}: {seconds:.0f} s")
         if len(files) == 1:
             [(model, _, state)] = files
             self.about(model, f"... {state}; {rest}" if rest else f"... {state}")
@@ -284,8 +304,17 @@ class TerminalReporter(Reporter):
             bars = [self._bar(f"{model}: " if self.several else "", name, file) for model, name, file in files[:room]]
             bars += [Text(f"and {len(files) - room} more files")] if len(files) > room else []
             bars += [self._bar("TOTAL", "", self._all)] if self._all.size > 0 else []
+            bars += [self._clock(model, *stage) for model, stage in self._stages.items()][:room]
         with self._output:
             self._draw(bars)
+
+    def _clock(self, model: str, text: str, since: float) -> Text:
+        """A model, the stage that it is in, and for how long."""
+        seconds = int(time.monotonic() - since)
+        line = Text(f"{model}: " if self.several else "").append(f"{seconds // 60}:{seconds % 60:02}  ", "cyan")
+        line.append(text.encode(self._console.encoding, "replace").decode(self._console.encoding))
+        line.truncate(min(self._console.width, 120) - 1)
+        return line
 
     def _bar(self, label: str, name: str, transfer: _Transfer) -> Text:
         """Name, bar, speed and time left in one line; how much of what, too, where there is room for it."""

@@ -1,6 +1,6 @@
 """The PyTorch model that a checkpoint describes: as a skeleton without weights, or whole, as transformers loads it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,23 +38,28 @@ class Naming:
     Attributes:
         prefix: beginning of the parameters' names that published checkpoints leave out.
         buffers: endings of names that older checkpoints carry and that are no parameters.
+        tied: parameters that may be another one under a second name, and which.
     """
 
     prefix: str
     buffers: Iterable[str]
+    tied: Mapping[str, str]
 
 
 NAMING: dict[ModelClass, Naming] = {
-    "GPT2LMHeadModel": Naming("transformer.", (".attn.bias", ".attn.masked_bias")),
+    "GPT2LMHeadModel": Naming(
+        "transformer.", (".attn.bias", ".attn.masked_bias"), {"lm_head.weight": "transformer.wte.weight"}
+    ),
 }
 
 
-def configuration(checkpoint: Checkpoint, model_class: ModelClass, attention: str) -> Any:
-    """The transformers configuration of a checkpoint, with the named attention implementation.
+def settings(checkpoint: Checkpoint, model_class: ModelClass) -> dict[str, Any]:
+    """The settings of config.json that decide what the model computes, as they stand there.
+
+    Those that are left out have the defaults of the installed transformers.
 
     Raises:
         CheckpointError: config.json lacks a setting, or has one of a wrong type or value.
-        ConversionError: transformers is not installed.
     """
     path = checkpoint.folder / CONFIG
     known = _SETTINGS[model_class]
@@ -81,11 +86,22 @@ def configuration(checkpoint: Checkpoint, model_class: ModelClass, attention: st
             f"the weights do not fit {CONFIG}: {layers:,} layers cannot be in {tensors} tensors",
             hint=f"Check that the files in {checkpoint.folder} belong together.",
         )
+    return given
+
+
+def configuration(checkpoint: Checkpoint, model_class: ModelClass, attention: str) -> Any:
+    """The transformers configuration of a checkpoint, with the named attention implementation.
+
+    Raises:
+        CheckpointError: as `settings` does, or transformers refuses a value.
+        ConversionError: transformers is not installed.
+    """
+    given = settings(checkpoint, model_class)
     transformers = libraries.load("transformers")
     try:
         return transformers.GPT2Config(**given, use_cache=False, attn_implementation=attention)
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
+        raise CheckpointError(f"{checkpoint.folder / CONFIG} cannot be used: {error}") from error
 
 
 def skeleton(config: Any, model_class: ModelClass) -> Any:

@@ -14,7 +14,6 @@ import urllib3
 
 from omz_tools import __version__
 from omz_tools.answers import (
-    STRONG_ETAG,
     RangeError,
     TransientError,
     content_range,
@@ -25,6 +24,7 @@ from omz_tools.answers import (
 )
 from omz_tools.connections import origin, parsed, pool_for, shown
 from omz_tools.errors import SourceError, StoppedError
+from omz_tools.partial import STRONG_ETAG
 
 # Until a host has answered once, everything tried with it must fit into this; a person at a shell is waiting.
 FIRST_ANSWER_SECONDS = 8.0

@@ -1,16 +1,18 @@
 """The proof: the files keep the contract, and answer as the PyTorch model does."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omz_tools import libraries
 from omz_tools.checkpoint import Checkpoint
-from omz_tools.descriptor import Export, Precision, TensorSpec
+from omz_tools.descriptor import Export, TensorSpec
 from omz_tools.errors import CheckpointError, ProofError
 from omz_tools.pytorch_model import whole
+from omz_tools.record import Difference
+from omz_tools.stages import Ingredients
 
 # The largest difference of a logit that is accepted, as a part of the largest logit of PyTorch (at least 1), because
 # rounding errors grow with the numbers they are made on. F32 rounds to 6e-8; after the thousands of sums of a
@@ -22,31 +24,41 @@ TOLERANCE: Mapping[str, float] = {"ONNX": 2e-5, "FP32": 2e-5, "FP16": 5e-3}
 _SEED = 0
 
 
+# Part of what a proof depends on: raised when what is compared, or how, changes.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Token ids [B, L] of several shapes, and the logits [B, L, vocabulary] that PyTorch gives for them."""
+
+    inputs: list[Any]
+    logits: list[Any]
+
+
 @dataclass(frozen=True)
 class Figure:
     """What was measured of one file.
 
     Attributes:
         what: "ONNX" or the precision of an IR.
-        differences: for each shape [B, L] of the input, the largest absolute difference of a logit to PyTorch's.
-        bounds: what each difference may be at most.
+        differences: for each shape of the input, the largest absolute difference of a logit, and what it may be.
     """
 
     what: str
-    differences: dict[tuple[int, int], float]
-    bounds: dict[tuple[int, int], float]
+    differences: tuple[Difference, ...]
 
     @property
     def largest(self) -> float:
-        return max(self.differences.values())
+        return max(difference.largest for difference in self.differences)
 
     @property
     def within_bounds(self) -> bool:
-        return all(difference <= self.bounds[shape] for shape, difference in self.differences.items())
+        return all(difference.largest <= difference.bound for difference in self.differences)
 
     def __str__(self) -> str:
-        shapes = ", ".join(f"({batch},{length})" for batch, length in self.differences)
-        bound = max(self.bounds.values())
+        shapes = ", ".join(f"({difference.batch},{difference.length})" for difference in self.differences)
+        bound = max(difference.bound for difference in self.differences)
         return f"{self.what}: largest difference to PyTorch {self.largest:.1e} at {shapes}; bound {bound:.1e}"
 
 
@@ -55,48 +67,70 @@ def shapes(positions: int) -> tuple[tuple[int, int], ...]:
     return ((1, 1), (2, min(7, positions)), (1, min(64, positions)))
 
 
-def prove(checkpoint: Checkpoint, spec: Export, onnx: Path, irs: Mapping[Precision, Path]) -> list[Figure]:
-    """Check the contract of the ONNX model and of each IR, and compare their logits with PyTorch's.
+def ingredients(spec: Export, what: str) -> Ingredients:
+    """What a proof depends on besides the files that are compared."""
+    runtime = "onnxruntime" if what == "ONNX" else "openvino"
+    names = ("torch", "transformers", runtime)
+    return {
+        "stage": "proof",
+        "format": _FORMAT,
+        "what": what,
+        "model_class": spec.model_class,
+        "tensors": {tensor.name: [tensor.type, *tensor.shape] for tensor in (*spec.inputs, *spec.outputs)},
+        "tolerance": TOLERANCE[what],
+        "versions": {name: libraries.version(name) for name in names},
+    }
 
-    The reference is the model as transformers loads it from the checkpoint, with its plainest attention: neither our
-    way of binding weights nor our attention has a part in it. Everything is computed in F32.
 
-    Args:
-        checkpoint: the checkpoint all were made from.
-        spec: names, types and axes that the files must have.
-        onnx: the ONNX model.
-        irs: the .xml of each precision.
+def reference(checkpoint: Checkpoint, spec: Export) -> Reference:
+    """What PyTorch answers to token ids drawn at random, in F32.
 
-    Returns:
-        A figure for the ONNX model and for each IR.
+    It is the model as transformers loads it from the checkpoint, with its plainest attention: neither our way of
+    binding weights nor our attention has a part in it.
 
     Raises:
-        ProofError: a file breaks the contract, or a difference is beyond its bound or no number.
-        CheckpointError: transformers does not load the checkpoint.
+        CheckpointError: transformers does not load the checkpoint, or a score is infinite or no number.
     """
-    _check_contract("the ONNX model", _onnx_contract(onnx), spec, named_axes=True)
-    for precision, xml in irs.items():
-        _check_contract(f"the {precision} IR", _ir_contract(xml), spec, named_axes=False)
-    np = libraries.load("numpy")
+    np, torch = libraries.load("numpy"), libraries.load("torch")
     draw = np.random.default_rng(_SEED)
     vocabulary, positions = spec.outputs[0].shape[-1], checkpoint.config["n_positions"]
     inputs = [draw.integers(0, vocabulary, shape, dtype=np.int64) for shape in shapes(positions)]
-    reference = _pytorch_logits(checkpoint, spec, inputs)
-    if not all(np.isfinite(logits).all() for logits in reference):
+    model = whole(checkpoint, spec.model_class)
+    with torch.no_grad():
+        logits = [model(input_ids=torch.from_numpy(ids)).logits.numpy() for ids in inputs]
+    if not all(np.isfinite(some).all() for some in logits):
         raise CheckpointError(
             "PyTorch itself gives scores that are infinite or no numbers",
             hint="The weights hold such values, or are too large. Nothing was converted.",
         )
-    figures = [_figure("ONNX", inputs, _onnx_logits(onnx, spec, inputs), reference)]
-    for precision, xml in irs.items():
-        figures.append(_figure(precision, inputs, _ir_logits(xml, inputs), reference))
+    return Reference(inputs, logits)
+
+
+def compare(reference: Reference, spec: Export, what: str, path: Path) -> Figure:
+    """Check the contract of one file, and compare its logits, computed in F32, with PyTorch's.
+
+    Args:
+        reference: of the checkpoint that the file was made from.
+        spec: names, types and axes that the file must have.
+        what: "ONNX" or the precision of an IR.
+        path: the ONNX model, or the .xml.
+
+    Raises:
+        ProofError: the file breaks the contract, or cannot be run, or gives something of another kind.
+    """
+    check_contract(what, path, spec)
+    logits = _onnx_logits(path, spec, reference.inputs) if what == "ONNX" else _ir_logits(path, reference.inputs)
+    return _figure(what, reference, logits)
+
+
+def judge(figures: Iterable[Figure]) -> None:
+    """Raise ProofError if a difference is beyond its bound or no number."""
     wrong = [figure for figure in figures if not figure.within_bounds]
     if wrong:
         raise ProofError(
             "the converted model does not answer as PyTorch does:\n" + "\n".join(map(str, wrong)),
             hint=_advice({figure.what for figure in wrong}),
         )
-    return figures
 
 
 def _advice(wrong: set[str]) -> str:
@@ -105,26 +139,19 @@ def _advice(wrong: set[str]) -> str:
     return "No output was written. Please report this with the versions of torch, transformers and openvino."
 
 
-def _figure(what: str, inputs: list[Any], logits: list[Any], reference: list[Any]) -> Figure:
+def _figure(what: str, reference: Reference, logits: list[Any]) -> Figure:
     np = libraries.load("numpy")
-    differences: dict[tuple[int, int], float] = {}
-    bounds: dict[tuple[int, int], float] = {}
-    for ids, got, wanted in zip(inputs, logits, reference, strict=True):
+    differences: list[Difference] = []
+    for ids, got, wanted in zip(reference.inputs, logits, reference.logits, strict=True):
+        batch, length = ids.shape
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
             raise ProofError(
                 f"{what} gives {got.dtype} {got.shape} for {ids.shape}, PyTorch {wanted.dtype} {wanted.shape}"
             )
         difference = float(np.abs(got - wanted).max())
-        differences[ids.shape] = difference if math.isfinite(difference) else math.inf
-        bounds[ids.shape] = TOLERANCE[what] * max(1.0, float(np.abs(wanted).max()))
-    return Figure(what, differences, bounds)
-
-
-def _pytorch_logits(checkpoint: Checkpoint, spec: Export, inputs: list[Any]) -> list[Any]:
-    torch = libraries.load("torch")
-    model = whole(checkpoint, spec.model_class)
-    with torch.no_grad():
-        return [model(input_ids=torch.from_numpy(ids)).logits.numpy() for ids in inputs]
+        largest = difference if math.isfinite(difference) else math.inf
+        differences.append(Difference(batch, length, largest, TOLERANCE[what] * max(1.0, float(np.abs(wanted).max()))))
+    return Figure(what, tuple(differences))
 
 
 def _onnx_logits(path: Path, spec: Export, inputs: list[Any]) -> list[Any]:
@@ -147,14 +174,19 @@ def _ir_logits(xml: Path, inputs: list[Any]) -> list[Any]:
         raise ProofError(f"OpenVINO cannot run {xml.parent.name}: {libraries.reason(error)}") from error
 
 
-def _check_contract(what: str, found: list[TensorSpec], spec: Export, *, named_axes: bool) -> None:
+def check_contract(what: str, path: Path, spec: Export) -> None:
+    """Raise ProofError if the inputs and outputs of a file are not what the descriptor promises."""
+    named = what == "ONNX"
+    found = _onnx_contract(path) if named else _ir_contract(path)
+
     def axes(tensor: TensorSpec) -> tuple[str | int, ...]:
         # OpenVINO's axes have no names: dynamic ones are "?" there.
-        return tensor.shape if named_axes else tuple(a if isinstance(a, int) else "?" for a in tensor.shape)
+        return tensor.shape if named else tuple(axis if isinstance(axis, int) else "?" for axis in tensor.shape)
 
     wanted = [TensorSpec(t.name, t.type, axes(t)) for t in (*spec.inputs, *spec.outputs)]
     if found != wanted:
-        raise ProofError(f"{what} has {_text(found)}; the descriptor asks for {_text(wanted)}")
+        name = "the ONNX model" if named else f"the {what} IR"
+        raise ProofError(f"{name} has {_text(found)}; the descriptor asks for {_text(wanted)}")
 
 
 def _text(tensors: list[TensorSpec]) -> str:

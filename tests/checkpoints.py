@@ -88,6 +88,19 @@ def write_safetensors(path: Path, named: dict[str, np.ndarray]) -> None:
             file.write(values.tobytes())
 
 
+def write_shards(folder: Path, named: dict[str, np.ndarray], count: int) -> None:
+    """The same tensors in `count` files and the index of them, named as transformers names them; no whole file."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    names, places = list(named), {}
+    for number in range(count):
+        shard = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        inside = names[number * len(names) // count : (number + 1) * len(names) // count]
+        write_safetensors(folder / shard, {name: named[name] for name in inside})
+        places |= dict.fromkeys(inside, shard)
+    index = {"metadata": {"total_size": sum(v.nbytes for v in named.values())}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+
+
 def write_repository(folder: Path, config: dict[str, Any], seed: int, *, masks: bool = True) -> Path:
     """The seven files of a repository; the published small ones where they are at hand and `config` is gpt-2's."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +123,12 @@ def write_repository(folder: Path, config: dict[str, Any], seed: int, *, masks: 
 def pin(folder: Path, models_dir: Path, name: str, **changes: Any) -> Path:
     """A descriptor like the shipped one of gpt-2 that pins the files in `folder`; the path of its model.yml."""
     model = yaml.safe_load((zoo.shipped() / "gpt-2" / "model.yml").read_text(encoding="utf-8"))
+    [whole] = [entry for entry in model["files"] if entry["name"] == "gpt2/model.safetensors"]
+    if not (folder / "model.safetensors").exists():
+        model["files"].remove(whole)
+        for file in sorted(folder.glob("model*.safetensors*")):
+            source = whole["source"] | {"file": file.name}
+            model["files"].append(whole | {"name": f"gpt2/{file.name}", "source": source})
     for entry in model["files"]:
         file = folder / Path(entry["name"]).name
         with file.open("rb") as opened:

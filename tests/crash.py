@@ -50,6 +50,7 @@ class Plan:
         number: which of them goes wrong, from 1 on; 0 for none.
         does: "fail", "fail from then on", or the name of a signal that the process sends to itself before the call.
         error: the name of the error a failing call ends in.
+        exchange: what the call does that lets two folders trade places: "works", or the name of its error.
         locks: what flock does: "work", "mean nothing" (everyone gets every lock), or the name of its error.
         patience: replaces the seconds that the download waits for others, if set.
     """
@@ -59,6 +60,7 @@ class Plan:
     number: int = 0
     does: str = "fail"
     error: str = "EIO"
+    exchange: str = "works"
     locks: str = "work"
     patience: float | None = None
 
@@ -88,16 +90,27 @@ class Trap:
         """Put this between Python code and the system."""
         import fcntl
 
+        from omz_tools import moves
+
         for name, true in self.true.items():
             setattr(os, name, self.around(name, true))
         io.open = builtins.open = self.opening  # type: ignore[assignment]
         fcntl.ioctl = self.around("ioctl", fcntl.ioctl)
         locking = {"work": fcntl.flock, "mean nothing": lambda file, how: None}
         fcntl.flock = self.around("flock", locking.get(self.plan.locks) or self.no_lock)
+        moves.exchange = self.around("exchange", moves.exchange if self.plan.exchange == "works" else self.no_exchange)
         if self.plan.patience is not None:
             from omz_tools import download
 
             download.PATIENCE_SECONDS = self.plan.patience
+
+    def no_exchange(self, first: Path, second: Path) -> bool:
+        from omz_tools import moves
+
+        number = getattr(errno, self.plan.exchange)
+        if number in moves._NO_EXCHANGE:
+            return False
+        raise OSError(number, os.strerror(number))
 
     def no_lock(self, file: int, how: int) -> NoReturn:
         number = getattr(errno, self.plan.locks)
@@ -238,13 +251,17 @@ def begin(request: dict[str, Any], log: int) -> NoReturn:
 
 
 def publish(words: list[str]) -> int:
-    """Stage new contents for the files of one folder, the first of which leads, and publish them."""
-    from omz_tools.files import Staging
+    """Publish a model in a folder: an ONNX file, the .xml and .bin of two precisions, a record; each says `text`."""
+    from omz_tools.staging import Staging
 
-    first, *others = map(Path, words)
-    with Staging() as staging:
-        for hidden in staging.files({first: True} | dict.fromkeys(others, False)).values():
-            hidden.write_text("new")
+    home, text = Path(words[0]), words[1]
+    with Staging(home) as staging:
+        staging.file(home / "model.onnx").write_text(text)
+        for precision in ("FP16", "FP32"):
+            hidden = staging.folder(home / precision)
+            for suffix in (".xml", ".bin"):
+                (hidden / f"model{suffix}").write_text(text)
+        staging.record(home / "model.json").write_text(text)
         staging.publish()
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+from conftest import Command
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -102,6 +103,7 @@ def test_every_tensor_is_found_where_it_lies(repository: Path) -> None:
     loaded = checkpoint.load(repository)
     assert loaded.folder == repository
     assert loaded.config == TINY
+    assert loaded.files == ("config.json", "model.safetensors")
     assert loaded.tensors.keys() == expected.keys()
     for name, tensor in loaded.tensors.items():
         assert tensor.file == repository / "model.safetensors"
@@ -374,7 +376,7 @@ def test_the_first_bytes_of_a_pickle_alone_are_refused(tmp_path: Path, data: byt
         (b"[]", "not a JSON object"),
         (b"null", "not a JSON object"),
         (b'"text"', "not a JSON object"),
-        (b'{"a": "' + b"x" * (1 << 20) + b'"}', ""),
+        (b'{"a": "' + b"x" * (1 << 20) + b'"}', "is larger than 1,048,576 bytes"),
     ],
 )
 def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, config: bytes, said: str) -> None:
@@ -398,6 +400,263 @@ def test_a_config_that_would_load_code_is_refused_by_its_key(tmp_path: Path, key
     assert f"the key {key}," in what
     harmless = json.dumps(TINY | {key: None}).encode()
     assert checkpoint.load(folder_of(tmp_path, config=harmless)).config["n_embd"] == 4
+
+
+# Weights in several files
+
+INDEX = "model.safetensors.index.json"
+SHARDS = tuple(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
+
+Index = dict[str, Any]
+
+
+@pytest.fixture
+def sharded(repository: Path) -> Path:
+    checkpoints.write_shards(repository, checkpoints.weights(TINY, seed=3), 3)
+    return repository
+
+
+def index_of(folder: Path) -> Index:
+    index: Index = json.loads((folder / INDEX).read_text())
+    return index
+
+
+def reindex(folder: Path, change: Callable[[Index], object]) -> Path:
+    """Change the index of a folder."""
+    index = index_of(folder)
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+    return folder
+
+
+def test_every_tensor_is_found_in_its_shard(sharded: Path) -> None:
+    expected = checkpoints.weights(TINY, seed=3)
+    loaded = checkpoint.load(sharded)
+    assert loaded.files == ("config.json", INDEX, *SHARDS)
+    assert loaded.tensors.keys() == expected.keys()
+    for name, tensor in loaded.tensors.items():
+        assert tensor.file == sharded / index_of(sharded)["weight_map"][name]
+        assert np.array_equal(values_of(tensor), expected[name])
+    assert {tensor.file.name for tensor in loaded.tensors.values()} == set(SHARDS)
+    assert bind(sharded).keys() == parameters().keys()
+
+
+def test_shards_that_transformers_writes_are_read(tmp_path: Path) -> None:
+    import transformers
+
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY))
+    model.save_pretrained(tmp_path, max_shard_size="1KB")
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.files[1] == INDEX
+    assert len(loaded.files) > 4
+    parameters = dict(model.named_parameters())
+    assert loaded.tensors.keys() == parameters.keys()
+    for name, tensor in loaded.tensors.items():
+        assert np.array_equal(values_of(tensor), parameters[name].detach().numpy())
+
+
+@pytest.mark.parametrize("pinned", [None, ("config.json", "model.safetensors", INDEX, *SHARDS)])
+def test_a_whole_file_is_taken_before_an_index_as_transformers_does(
+    sharded: Path, pinned: tuple[str, ...] | None
+) -> None:
+    import transformers
+
+    named = checkpoints.weights(TINY, seed=4)
+    checkpoints.write_safetensors(sharded / "model.safetensors", named)
+    (sharded / INDEX).write_text("not even JSON")
+    loaded = checkpoint.load(sharded, pinned)
+    assert loaded.files == ("config.json", "model.safetensors")
+    assert np.array_equal(values_of(loaded.tensors["wte.weight"]), named["wte.weight"])
+    model = transformers.GPT2LMHeadModel.from_pretrained(sharded)
+    assert np.array_equal(model.transformer.wte.weight.detach().numpy(), named["wte.weight"])
+
+
+def test_a_whole_file_that_is_not_pinned_is_refused_beside_a_pinned_index(sharded: Path) -> None:
+    checkpoints.write_safetensors(sharded / "model.safetensors", checkpoints.weights(TINY, seed=4))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no file of this model") as caught:
+        checkpoint.load(sharded, ("config.json", INDEX, *SHARDS))
+    assert "Remove" in caught.value.hint
+
+
+def test_an_index_that_is_not_pinned_is_not_read(sharded: Path) -> None:
+    with pytest.raises(MissingError, match=r"model\.safetensors is missing"):
+        checkpoint.load(sharded, ("config.json", *SHARDS))
+    checkpoints.write_safetensors(sharded / "model.safetensors", checkpoints.weights(TINY, seed=4))
+    assert checkpoint.load(sharded, ("config.json", "model.safetensors")).files[1:] == ("model.safetensors",)
+
+
+def test_shards_that_the_descriptor_does_not_pin_are_named_and_not_read(sharded: Path) -> None:
+    for shard in SHARDS:
+        (sharded / shard).write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match="does not pin: ") as caught:
+        checkpoint.load(sharded, ("config.json", INDEX, SHARDS[1]))
+    assert SHARDS[0] in caught.value.what
+    assert SHARDS[1] not in caught.value.what
+    assert SHARDS[2] in caught.value.what
+    assert "omz_pin" in caught.value.hint
+
+
+def test_all_shards_that_are_missing_are_named(sharded: Path) -> None:
+    for shard in SHARDS[1:]:
+        (sharded / shard).unlink()
+    with pytest.raises(MissingError) as caught:
+        checkpoint.load(sharded)
+    assert SHARDS[0] not in caught.value.what
+    assert f"{sharded / INDEX} names files that are not in its folder: {SHARDS[1]}; {SHARDS[2]}" in caught.value.what
+    assert "omz_downloader" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        (b"", "not usable JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "no weight_map"),
+        (b'{"metadata": {}, "weight_map": {}}', "no weight_map"),
+        (b'{"metadata": {}, "weight_map": ["a.safetensors"]}', "no weight_map"),
+        (b'{"metadata": {}, "weight_map": null}', "no weight_map"),
+        (b'{"weight_map": {"a": "a.safetensors"}}', "no metadata"),
+        (b'{"metadata": 5, "weight_map": {"a": "a.safetensors"}}', "no metadata"),
+        (b'{"metadata": {}, "weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}', "twice"),
+        (b'{"metadata": {}, "metadata": {}, "weight_map": {"a": "a.safetensors"}}', "twice"),
+        (b'{"metadata": {"total_size": "5"}, "weight_map": {"a": "a.safetensors"}}', "total_size is '5'"),
+        (b'{"metadata": {"total_size": true}, "weight_map": {"a": "a.safetensors"}}', "total_size is True"),
+        (b'{"metadata": {"total_size": NaN}, "weight_map": {"a": "a.safetensors"}}', "not usable JSON"),
+        (b'{"metadata": {"total_size": 1e999}, "weight_map": {"a": "a.safetensors"}}', "not usable JSON"),
+        (b'{"metadata": {}, "weight_map": {"a": "\xff"}}', "not UTF-8"),
+        (b"[" * 100_000, "not usable JSON"),
+        (b" " * ((1 << 24) + 1), "is larger than 16,777,216 bytes"),
+    ],
+)
+def test_a_malformed_index_is_refused(sharded: Path, index: bytes, said: str) -> None:
+    (sharded / INDEX).write_bytes(index)
+    assert said in refused(sharded, INDEX)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../model-00001-of-00003.safetensors", "/etc/model.safetensors", "deeper/model.safetensors", "", ".", "..",
+        "a\\b.safetensors", "a\0.safetensors", "nul.safetensors", "model.bin", "model-00001-of-00003.safetensors ",
+        "model-00001-of-00003", None, 5, True, ["model-00001-of-00003.safetensors"], {},
+    ],
+)  # fmt: skip
+def test_an_index_that_names_no_safetensors_file_in_its_folder_is_refused(sharded: Path, shard: Any) -> None:
+    what = refused(reindex(sharded, lambda index: index["weight_map"].update({"wpe.weight": shard})), INDEX)
+    assert "the place of tensor 'wpe.weight' is malformed" in what
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(sharded: Path) -> None:
+    what = refused(reindex(sharded, lambda index: index["weight_map"].update({"extra": SHARDS[1]})), INDEX)
+    assert f"'extra' is not in {SHARDS[1]}" in what
+
+
+def test_a_tensor_that_the_index_lacks_is_named(sharded: Path) -> None:
+    what = refused(reindex(sharded, lambda index: index["weight_map"].pop("wpe.weight")), INDEX)
+    assert f"'wpe.weight' is in {SHARDS[2]}, by the index it is in no file" in what
+
+
+def test_a_tensor_that_is_in_two_shards_is_named(sharded: Path) -> None:
+    named = checkpoints.weights(TINY, seed=3)
+    first = [name for name, shard in index_of(sharded)["weight_map"].items() if shard == SHARDS[0]]
+    again = {name: named[name] for name in (*first, "wte.weight")}
+    checkpoints.write_safetensors(sharded / SHARDS[0], again)
+    assert f"'wte.weight' is in {SHARDS[0]}, by the index it is in {SHARDS[2]}" in refused(sharded, INDEX)
+
+
+def test_tensors_in_other_shards_than_the_index_says_are_named_up_to_twenty(sharded: Path) -> None:
+    (sharded / SHARDS[0]).rename(sharded / "aside")
+    (sharded / SHARDS[1]).rename(sharded / SHARDS[0])
+    (sharded / "aside").rename(sharded / SHARDS[1])
+    what = refused(sharded, INDEX)
+    moved = sum(shard in SHARDS[:2] for shard in index_of(sharded)["weight_map"].values())
+    assert what.count("by the index it is in") == min(20, moved)
+    if moved > 20:
+        assert what.endswith(f"; and {moved - 20} more")
+
+
+def test_a_shard_is_audited_as_a_whole_file_is(sharded: Path) -> None:
+    (sharded / SHARDS[1]).write_bytes((sharded / SHARDS[1]).read_bytes()[:-1])
+    assert "should be" in refused(sharded, SHARDS[1])
+    (sharded / SHARDS[1]).write_bytes(pickle.dumps({"w": 1}, 4))
+    assert "is a pickle" in refused(sharded, SHARDS[1])
+    (sharded / SHARDS[1]).unlink()
+    (sharded / SHARDS[1]).mkdir()
+    assert "cannot be read" in refused(sharded, SHARDS[1])
+
+
+def test_shards_that_hold_more_than_the_index_says_are_refused(sharded: Path) -> None:
+    total = sum(tensor.length for tensor in checkpoint.load(sharded).tensors.values())
+    reindex(sharded, lambda index: index["metadata"].update(total_size=total - 1))
+    assert f"total_size is {total - 1:,}, the tensors have {total:,} bytes" in refused(sharded, INDEX)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"total_size": None}, {"total_size": 1 << 40}, {"total_size": 2.0}])
+def test_sizes_that_writers_count_in_their_own_ways_are_accepted(tmp_path: Path, metadata: Index) -> None:
+    mask = {"dtype": "BOOL", "shape": [12], "data_offsets": [0, 12]}
+    (folder_of(tmp_path) / "a.safetensors").write_bytes(safetensors({"mask": mask}))
+    index = {"metadata": metadata, "weight_map": {"mask": "a.safetensors"}}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert checkpoint.load(tmp_path).tensors.keys() == {"mask"}
+
+
+def test_weights_of_several_files_that_do_not_fit_name_the_index(sharded: Path) -> None:
+    (sharded / "config.json").write_text(json.dumps(TINY))
+    named = {name: v for name, v in checkpoints.weights(TINY, seed=3).items() if name != "ln_f.bias"}
+    checkpoints.write_shards(sharded, named, 3)
+    with pytest.raises(CheckpointError, match=r"no tensor 'ln_f\.bias'") as caught:
+        bind(sharded)
+    assert f"config.json and {INDEX} in {sharded}" in caught.value.hint
+
+
+# The same as people meet it
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def f16(named: Weights) -> bytes:
+    """The tensors with their values as F16."""
+    header: Index = {}
+    data = b""
+    for name, values in named.items():
+        header[name] = {"dtype": "F16", "shape": values.shape, "data_offsets": [len(data), len(data) + 2 * values.size]}
+        data += values.astype(np.float16).tobytes()
+    return safetensors(header, data)
+
+
+WEIGHTS = checkpoints.weights(TINY, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (safetensors({"first": FIRST, "second": SECOND | {"data_offsets": [3, 11]}}), "'second' overlaps"),
+        (safetensors({"first": FIRST, "second": SECOND | {"data_offsets": [5, 13]}}), "'second' leaves a hole"),
+        (safetensors(GOOD, DATA[:-1]), "should be"),
+        (struct.pack("<Q", 1 << 63) + b"{}", "9,223,372,036,854,775,808 bytes"),
+        (safetensors(json.dumps(GOOD).replace("second", "first").encode()), "a key stands twice"),
+        (safetensors({}, b""), "holds no tensor"),
+        (b"", "too short"),
+        (safetensors({"../../x": FIRST, "second": SECOND}), "'../../x' is in no place of the model"),
+        (f16(WEIGHTS), "'wte.weight' is F16, only F32"),
+    ],
+    ids=["overlap", "hole", "past the end", "2**63", "twice", "nothing", "empty", "a path for a name", "F16"],
+)
+def test_a_malformed_file_fails_the_conversion_and_leaves_nothing_behind(
+    run: Command, repository: Path, tmp_path: Path, weights: bytes, said: str
+) -> None:
+    (repository / "model.safetensors").write_bytes(weights)
+    checkpoints.pin_locally(repository, tmp_path / "models", "tiny")
+    assert run("omz_downloader", "--name", "tiny", "--models_dir", "models").returncode == 0
+    before = listing(tmp_path / "public")
+    result = run("omz_converter", "--name", "tiny", "--models_dir", "models")
+    assert result.returncode == 1
+    assert result.stdout.endswith("FAILED:\ntiny\n")
+    assert "Traceback" not in result.stderr
+    assert said in result.stderr
+    assert listing(tmp_path / "public") == before
 
 
 # Files that are missing or no files
@@ -492,3 +751,26 @@ def test_a_header_with_values_of_other_kinds_loads_or_is_refused(
 @given(data=st.binary(max_size=64))
 def test_any_bytes_load_or_are_refused(scratch: Path, data: bytes) -> None:
     check_loads_or_is_refused(scratch, data)
+
+
+@FUZZ
+@given(place=st.sampled_from([(), ("metadata",), ("weight_map",), ("weight_map", "second")]), value=VALUES)
+@example(place=("weight_map", "second"), value="../\ud800.safetensors")
+def test_an_index_with_values_of_other_kinds_loads_or_is_refused(
+    scratch: Path, place: tuple[str, ...], value: Any
+) -> None:
+    folder = folder_of(scratch / "sharded")
+    (folder / "a.safetensors").write_bytes(safetensors(GOOD))
+    index: Any = {"metadata": {"total_size": 12}, "weight_map": dict.fromkeys(GOOD, "a.safetensors")}
+    if place:
+        inside = index if len(place) == 1 else index[place[0]]
+        inside[place[-1]] = value
+    else:
+        index = value
+    (folder / INDEX).write_text(json.dumps(index))
+    refusal = None
+    try:
+        assert checkpoint.load(folder).tensors.keys() == GOOD.keys()
+    except (CheckpointError, MissingError) as error:
+        refusal = str(error)
+    assert refusal is None or str(folder / INDEX) in refusal

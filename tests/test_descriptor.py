@@ -422,6 +422,8 @@ INPUT, OUTPUT = "{name: input, type: i64, shape: [B, L]}", "{name: output, type:
         ("{$type: local, path: model.safetensors}", "[]", "[]", "empty"),
         ("m/config.json", "m/other.json", "checkpoint: |m", "m/config.json"),
         ("m/model.safetensors", "m/pytorch_model.bin", "checkpoint: |m", "m/model.safetensors"),
+        ("m/model.safetensors", "m/model-1.safetensors", "checkpoint: |m", "nor m/model.safetensors.index.json"),
+        ("m/model.safetensors", "m/model.safetensors.index.json", "checkpoint: |m", "is called m/….safetensors"),
     ],
 )
 def test_a_contradiction_is_reported_where_it_stands(path: Path, old: str, new: str, at: str, said: str) -> None:
@@ -429,6 +431,33 @@ def test_a_contradiction_is_reported_where_it_stands(path: Path, old: str, new: 
     [(line, column, what)] = mistakes(path, text)
     assert (line, column) == place_of(text, at)
     assert said in what
+
+
+def another_file(name: str) -> str:
+    """The model with an index in place of its weights, and a third file."""
+    text = changed("m/model.safetensors", "m/model.safetensors.index.json")
+    first = text[text.index("  - name: m/config.json") : text.index("  - name: m/model")]
+    return changed(first, first + first.replace("m/config.json", name), text)
+
+
+def test_an_index_with_a_file_that_it_may_name_is_accepted(path: Path) -> None:
+    model = descriptor.load(write(path, another_file("m/any.safetensors")))
+    assert list(model.checkpoint_files) == ["config.json", "any.safetensors", "model.safetensors.index.json"]
+
+
+@pytest.mark.parametrize("name", ["any.safetensors", "m/deeper/any.safetensors", "n/any.safetensors", "m/any.bin"])
+def test_files_that_no_index_may_name_are_not_taken_for_weights(path: Path, name: str) -> None:
+    text = another_file(name)
+    [(line, column, what)] = mistakes(path, text)
+    assert (line, column) == place_of(text, "checkpoint: |m")
+    assert "no file of this model is called m/….safetensors" in what
+
+
+def test_the_files_of_a_checkpoint_are_those_in_its_folder_itself(path: Path) -> None:
+    text = changed("m/model.safetensors.index", "m/deeper/model.safetensors.index", another_file("m/model.safetensors"))
+    model = descriptor.load(write(path, text))
+    assert model.checkpoint_files == {Path(entry.name).name: entry for entry in model.files[:2]}
+    assert descriptor.load(write(path, HEAD)).checkpoint_files == {}
 
 
 def test_fixed_axes_that_should_be_dynamic_are_reported_each(path: Path) -> None:

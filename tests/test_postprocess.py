@@ -24,10 +24,10 @@ from pathlib import Path
 import pytest
 
 from omz_tools import descriptor, files, postprocess
-from omz_tools.descriptor import Pattern, RegexReplace, Step, UnpackArchive
+from omz_tools.descriptor import Pattern, RegexReplace, Step, UnpackArchive, fetched_as
 from omz_tools.errors import DescriptorError, DiskError, MissingError, OmzError
 from omz_tools.files import RelativeName
-from omz_tools.postprocess import PostprocessingError, fetched_as
+from omz_tools.postprocess import PostprocessingError
 
 HEAD = "description: A model\ntask_type: detection\nlicense: https://example.org/license\n"
 ENTRY = f"- {{name: NAME, size: 1, checksum: {'0123456789abcdef' * 6}, source: https://example.org/file}}\n"

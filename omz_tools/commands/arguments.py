@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,8 @@ from omz_tools import __version__, zoo
 from omz_tools.descriptor import PRECISIONS
 from omz_tools.errors import OmzError, SelectionError
 from omz_tools.progress import Reporter
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,6 +101,14 @@ def connections(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 64")
     return int(text)
+
+
+def size(text: str) -> int:
+    """A number of bytes: 500MB, 20GB, 1.5GiB."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([kmgt]?)(i?)b?", text.lower())
+    if not match or (match[3] and not match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB, 20GB or 1.5GiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]])
 
 
 def _patterns(args: argparse.Namespace) -> list[str]:

@@ -1,20 +1,19 @@
 """omz_cache: what the cache holds, whether it is right, and what of it may go."""
 
 import argparse
+import itertools
 import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omz_tools import progress, zoo
-from omz_tools.commands.arguments import Parser, run
-from omz_tools.descriptor import Digest
+from omz_tools import progress, results, zoo
+from omz_tools.commands.arguments import Parser, run, size
+from omz_tools.descriptor import Digest, Sha256
 from omz_tools.errors import OmzError
 from omz_tools.progress import PLAIN_SECONDS, Reporter, size_text
 from omz_tools.store import DAY, Entry, Removal, Store
-
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = parser.add_argument_group("for gc; without a limit it removes just what is damaged or left over")
     limits.add_argument("--keep_days", type=_days, metavar="N", help="remove files that were not used for N days")
     limits.add_argument(
-        "--max_size", type=_size, metavar="SIZE",
+        "--max_size", type=size, metavar="SIZE",
         help="remove the files that were used the longest time ago, until the others fit: 500MB, 20GB, 1.5GiB",
     )  # fmt: skip
     limits.add_argument("--dry_run", action="store_true", help="say what would be removed, and remove nothing")
@@ -62,15 +61,8 @@ def _days(text: str) -> int:
     return int(text)
 
 
-def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([kmgt]?)(i?)b?", text.lower())
-    if not match or (match[3] and not match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB, 20GB or 1.5GiB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]])
-
-
 def _list(store: Store, models_dirs: Iterable[Path], reporter: Reporter) -> int:
-    owners, mistakes = _owners(models_dirs)
+    owners, mistakes = _owners(store, models_dirs)
     total = count = 0
     for entry in store.entries():
         names = ", ".join(owners.get(entry.digest, []))
@@ -86,8 +78,8 @@ def _list(store: Store, models_dirs: Iterable[Path], reporter: Reporter) -> int:
     return 1 if mistakes else 0
 
 
-def _owners(models_dirs: Iterable[Path]) -> tuple[dict[Digest, list[str]], list[OmzError]]:
-    """Model and name of the files that descriptors pin, by digest; and what is wrong with descriptors."""
+def _owners(store: Store, models_dirs: Iterable[Path]) -> tuple[dict[Digest, list[str]], list[OmzError]]:
+    """Whose the files are by digest, of a descriptor or of a result of a stage; and what is wrong with descriptors."""
     owners: dict[Digest, list[str]] = {}
     mistakes: list[OmzError] = []
     for found in zoo.find(models_dirs).values():
@@ -100,6 +92,9 @@ def _owners(models_dirs: Iterable[Path]) -> tuple[dict[Digest, list[str]], list[
             continue
         for file in model.descriptor.files:
             owners.setdefault(file.digest, []).append(f"{model.name}: {file.name}")
+    for result in results.all_of(store):
+        for name, kept in result.files.items():
+            owners.setdefault(Sha256(kept.sha256), []).append(f"{result.ingredients.get('stage')}: {name}")
     return owners, mistakes
 
 
@@ -128,7 +123,8 @@ def _collect(store: Store, args: argparse.Namespace, reporter: Reporter) -> int:
     removed: list[Removal] = []
     will = "would remove" if args.dry_run else "removed"
     try:
-        for removal in store.collect(keep_seconds=keep_seconds, max_size=args.max_size, dry_run=args.dry_run):
+        found = store.collect(keep_seconds=keep_seconds, max_size=args.max_size, dry_run=args.dry_run)
+        for removal in itertools.chain(found, results.collect(store, dry_run=args.dry_run)):
             removed.append(removal)
             reporter.note(f"{will} {size_text(removal.size):>9}  {removal.path}  ({removal.why})")
     finally:

@@ -1,19 +1,28 @@
 """omz_converter: turn downloaded models into OpenVINO IR, proven equal to PyTorch."""
 
-import functools
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omz_tools import jobs, pipeline, progress
-from omz_tools.commands.arguments import Parser, precisions, run
-from omz_tools.progress import Reporter
+from omz_tools import conversion, conversion_plan, jobs, progress
+from omz_tools.commands.arguments import Parser, precisions, run, size
+from omz_tools.conversion import Outcome
+from omz_tools.conversion_plan import ONNX, Wish
+from omz_tools.errors import context
+from omz_tools.progress import size_text
+from omz_tools.results import Results
+from omz_tools.store import Store
+from omz_tools.workers import Workers
 from omz_tools.zoo import Entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 with a FAILED list, or 2 for wrong usage."""
-    parser = Parser("Convert downloaded models to ONNX and OpenVINO IR; each result is compared with PyTorch.")
+    parser = Parser(
+        "Convert downloaded models to ONNX and OpenVINO IR. Each result is compared with PyTorch; what is in place and "
+        "was made from the same is not made again."
+    )
     parser.add_selection()
     parser.add_argument(
         "-d", "--download_dir", type=Path, default=Path(), metavar="DIR", help="where the models are (default: here)"
@@ -21,23 +30,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-o", "--output_dir", type=Path, metavar="DIR", help="where to put the results (default: there)"
     )
+    parser.add_cache()
     parser.add_argument("--precisions", metavar="P[,P...]", help="FP16, FP32 or both (default: all of the model)")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument(
+        "--opset", type=_opset, metavar="N", help="version of the ONNX operator set, 18 to 23 (default: the model's)"
+    )
+    parser.add_argument(
+        "--verify", choices=("off", "quick"), default="quick",
+        help="quick: compare with PyTorch at three shapes (default); off: do not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check", choices=("hash", "stat"), default="hash",
+        help="hash: hash every file that is in place (default); stat: believe that one is as it was when size, "
+        "modification time and inode are",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="make everything again")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done, and why, and do nothing")
     parser.add_jobs()
+    parser.add_argument(
+        "--max_memory", type=size, metavar="SIZE",
+        help="what models that are converted at a time may take together (default: most of what is free)",
+    )  # fmt: skip
     args = parser.parse(argv)
 
-    reporter = progress.PlainReporter()
+    reporter = progress.reporter()
 
     def work() -> int:
         entries = parser.selected(args)
-        convert = functools.partial(
-            _convert,
-            download_dir=args.download_dir,
-            output_dir=args.output_dir or args.download_dir,
-            wanted=precisions(args.precisions),
-            dry_run=args.dry_run,
+        reporter.several = min(args.jobs, len(entries)) > 1
+        wish = Wish(
+            args.download_dir,
+            args.output_dir or args.download_dir,
+            precisions(args.precisions),
+            opset=args.opset,
+            verify=args.verify,
+            check=args.check,
+            force=args.force,
         )
-        failed = jobs.in_processes(entries, convert, args.jobs, reporter)
+        results = Results(Store(args.cache_dir, reporter.note) if args.cache_dir else None, anew=args.force)
+        workers = Workers(args.max_memory)
+
+        def convert(entry: Entry) -> None:
+            with reporter.on(entry.name), context(f"model {entry.name}"):
+                reporter.heading(f"Converting {entry.name}")
+                model = entry.load()
+                reporter.section(f"Checking {len(model.descriptor.files)} files")
+                plan = conversion_plan.plan(model, wish)
+                if args.dry_run:
+                    conversion_plan.describe(plan, results, reporter.note)
+                    return
+                outcomes = conversion.carry_out(plan, results, workers, reporter)
+                reporter.note(("" if plan.stale else "Nothing to convert: all is in place.\n") + _table(outcomes))
+
+        with reporter.running():
+            failed = jobs.in_threads(entries, convert, args.jobs, reporter, workers.stop)
         if failed:
             reporter.failed(failed)
         return 1 if failed else 0
@@ -45,22 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(work, reporter)
 
 
-def _convert(
-    entry: Entry, reporter: Reporter, download_dir: Path, output_dir: Path, wanted: tuple[str, ...], dry_run: bool
-) -> None:
-    reporter.heading(f"Converting {entry.name}")
-    model = entry.load()
-    if dry_run:
-        pipeline.plan(model, download_dir, output_dir, wanted, reporter.note)
-        return
-    outputs = pipeline.convert_model(model, download_dir, output_dir, wanted, reporter)
-    reporter.note("\n" + _table(outputs))
+def _opset(text: str) -> int:
+    if not text.isdecimal() or not 18 <= int(text) <= 23:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 18 to 23")
+    return int(text)
 
 
-def _table(outputs: list[pipeline.Output]) -> str:
-    rows = [("file", "size", "precision", "difference to PyTorch")]
-    rows += [(str(o.path), progress.size_text(o.size), o.precision, f"{o.difference:.1e}") for o in outputs]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+def _table(outcomes: Iterable[Outcome]) -> str:
+    rows = [("file", "size", "precision", "difference to PyTorch", "how")]
+    for outcome in outcomes:
+        precision = "FP32" if outcome.output.what == ONNX else outcome.output.what
+        largest = max(d.largest for d in outcome.proof.differences) if outcome.proof else None
+        difference = "not compared" if largest is None else f"{largest:.1e}"
+        for name, path in outcome.output.paths.items():
+            rows.append((str(path), size_text(outcome.files[name].size), precision, difference, outcome.how))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -1,0 +1,321 @@
+"""What a conversion is about to do: which outputs are in place and right, which are to be made, and why."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+
+from omz_tools import binding, checkpoint, ir, onnx_export, record, stages, verify
+from omz_tools.checkpoint import Checkpoint
+from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
+from omz_tools.errors import IntegrityError, MissingError, UnsupportedError
+from omz_tools.files import disk_errors
+from omz_tools.record import Made, Proof, Record, Seen
+from omz_tools.results import Results
+from omz_tools.stages import Ingredients
+from omz_tools.zoo import Model
+
+ONNX = "ONNX"
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+Verify = Literal["off", "quick"]
+Check = Literal["hash", "stat"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        download_dir: where omz_downloader put the tree of models.
+        output_dir: where the tree of converted models begins; may be the same.
+        precisions: those asked for, of which a model's own are made.
+        opset: version of the ONNX operator set; None for the descriptor's.
+        verify: whether the results are compared with PyTorch.
+        check: whether files that are in place are hashed, or taken for what they were while size, modification time and
+            inode are the same.
+        force: make everything again.
+    """
+
+    download_dir: Path
+    output_dir: Path
+    precisions: tuple[str, ...]
+    opset: int | None = None
+    verify: Verify = "quick"
+    check: Check = "hash"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """The ONNX model, or the IR of one precision.
+
+    Attributes:
+        what: "ONNX", or the precision.
+        paths: its files by name, the one that stands for all of them first.
+        ingredients: what it depends on.
+        stale: why it is to be made; empty while it is in place and right.
+        made: what is known of it while it is in place.
+    """
+
+    what: str
+    paths: dict[str, Path]
+    ingredients: Ingredients
+    stale: str
+    made: Made | None
+
+    @property
+    def path(self) -> Path:
+        return next(iter(self.paths.values()))
+
+    @property
+    def precision(self) -> Precision | None:
+        """Of an IR."""
+        return next((precision for precision in PRECISIONS if precision == self.what), None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do for one model.
+
+    Attributes:
+        model: what to convert.
+        spec: how.
+        checkpoint: what it is made from.
+        sources: the digests of the checkpoint's files by name.
+        graph: what the graph depends on.
+        folder: where the outputs go.
+        known: the record of what was made there before.
+        inputs: the downloaded files as they were seen now.
+        outputs: what is asked for.
+        verify: whether and how the outputs are compared with PyTorch.
+    """
+
+    model: Model
+    spec: Export
+    checkpoint: Checkpoint
+    sources: dict[str, str]
+    graph: Ingredients
+    folder: Path
+    known: Record
+    inputs: dict[str, Seen]
+    outputs: tuple[Output, ...]
+    verify: Verify
+
+    @property
+    def onnx(self) -> Output:
+        return self.outputs[0]
+
+    @property
+    def stale(self) -> list[Output]:
+        return [output for output in self.outputs if output.stale]
+
+    @property
+    def unproven(self) -> list[Output]:
+        """The outputs in place that are to be compared with PyTorch."""
+        if self.verify == "off":
+            return []
+        return [o for o in self.outputs if o.made and not (o.made.proof and self.proves(o.made.proof, o, o.made.files))]
+
+    @property
+    def is_done(self) -> bool:
+        return not self.stale and not self.unproven
+
+    def proof_of(self, output: Output, seen: Mapping[str, Seen]) -> Ingredients:
+        """What the proof of an output depends on, whose files are as `seen`."""
+        digests = {name: file.digest for name, file in seen.items()}
+        return _plain(verify.ingredients(self.spec, output.what) | {"files": digests, "checkpoint": self.sources})
+
+    def proves(self, proof: Proof, output: Output, seen: Mapping[str, Seen]) -> bool:
+        """Whether a proof is one of these files, made as it would be made now."""
+        return proof.ingredients == self.proof_of(output, seen)
+
+
+def plan(model: Model, wish: Wish) -> Plan:
+    """See what is to be done to have a model's ONNX file and IRs in `output_dir/<subdirectory>/`.
+
+    Raises:
+        UnsupportedError: the model has no export section, or none of the precisions.
+        MissingError, IntegrityError: a downloaded file is not there, or is not the pinned one.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    spec, chosen = conversion_of(model, wish.precisions)
+    if wish.opset:
+        spec = msgspec.structs.replace(spec, opset=wish.opset)
+    source, folder = wish.download_dir / model.subdirectory, wish.output_dir / model.subdirectory
+    known = record.load(record.path_of(folder, model.name))
+    inputs = _inputs(model, source, known if wish.check == "stat" else Record())
+    read = checkpoint.load(source / spec.checkpoint, model.descriptor.checkpoint_files)
+    sources = _sources(read, source, inputs)
+    graph = _plain(onnx_export.ingredients(read, spec))
+    onnx, irs = _targets(model, folder, chosen)
+    of_all = {"graph": graph, "checkpoint": sources}
+    wanted: list[tuple[str, tuple[Path, ...], Ingredients]] = [
+        (ONNX, (onnx,), _plain(binding.ingredients(read, onnx) | of_all))
+    ]
+    wanted += [(p, paths, _plain(ir.ingredients(model.name, p) | of_all)) for p, paths in irs.items()]
+    outputs = tuple(
+        _look_at_output(what, {str(p.relative_to(folder)): p for p in paths}, ingredients, known, wish)
+        for what, paths, ingredients in wanted
+    )
+    return Plan(model, spec, read, sources, graph, folder, known, inputs, outputs, wish.verify)
+
+
+def _plain(ingredients: Ingredients) -> Ingredients:
+    """As they come back from a file."""
+    plain: Ingredients = json.loads(json.dumps(ingredients))
+    return plain
+
+
+def _inputs(model: Model, folder: Path, known: Record) -> dict[str, Seen]:
+    """The downloaded files by where they lie below `folder`, each verified.
+
+    Raises:
+        MissingError: files are not there; all are named.
+        IntegrityError: a file is not the pinned one.
+    """
+    places: dict[str, FileEntry] = {str(place): entry for place, entry in model.descriptor.places.items()}
+    if missing := [entry.name for name, entry in places.items() if not (folder / name).exists()]:
+        top = folder.parents[model.subdirectory.count("/")]
+        raise MissingError(
+            f"not in {folder}: {', '.join(missing)}",
+            hint=f"Download it first: omz_downloader --name {model.name} -o {top}",
+        )
+
+    def look(name: str) -> Seen:
+        entry, path = places[name], folder / name
+        pinned = f"{entry.digest.algorithm}:{entry.digest.value}"
+        with disk_errors("Reading", path):
+            seen = known.inputs.get(name)
+            if not (seen and seen.digest == pinned and record.is_unchanged(path, seen)):
+                seen = record.look_at(path, entry.digest.algorithm)
+        if path.is_symlink() or (seen.size, seen.digest) != (entry.size, pinned):
+            raise IntegrityError(
+                f"{path} is not the file that the descriptor pins ({entry.size:,} bytes, {pinned})",
+                hint="It is damaged or was changed. Run omz_downloader again: it replaces just what is wrong.",
+                where=(f"file {entry.name}",),
+            )
+        return seen
+
+    return dict(zip(places, each(look, places), strict=True))
+
+
+def each(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """Work on all items at once, which is faster where the work is hashing."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, items))
+
+
+def _sources(read: Checkpoint, folder: Path, inputs: Mapping[str, Seen]) -> dict[str, str]:
+    """The digests of the files that a checkpoint consists of."""
+    pinned = {folder / name: seen.digest for name, seen in inputs.items()}
+    paths = {name: read.folder / name for name in read.files}
+    return {name: pinned.get(path) or record.look_at(path).digest for name, path in paths.items()}
+
+
+def _targets(
+    model: Model, folder: Path, precisions: Iterable[Precision]
+) -> tuple[Path, dict[Precision, tuple[Path, Path]]]:
+    """The ONNX file, and the .xml and .bin of each precision, in Open Model Zoo's layout."""
+    irs = {p: (folder / p / f"{model.name}.xml", folder / p / f"{model.name}.bin") for p in precisions}
+    return folder / f"{model.name}.onnx", irs
+
+
+def _look_at_output(what: str, paths: dict[str, Path], ingredients: Ingredients, known: Record, wish: Wish) -> Output:
+    made = known.outputs.get(what)
+    stale = _staleness(paths, ingredients, made, wish)
+    return Output(what, paths, ingredients, stale, None if stale else made)
+
+
+def _staleness(paths: dict[str, Path], ingredients: Ingredients, made: Made | None, wish: Wish) -> str:
+    """Why an output is to be made; empty if it is in place, and as it was made from the same."""
+    if missing := [path.name for path in paths.values() if not path.exists()]:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there"
+    if wish.force:
+        return "--force"
+    if not made or made.files.keys() != paths.keys():
+        return "there is no record of how it was made"
+    if changes := stages.changes(made.ingredients, ingredients):
+        return changes
+
+    def is_changed(name: str) -> bool:
+        path, seen = paths[name], made.files[name]
+        with disk_errors("Reading", path):
+            if wish.check == "stat" and record.is_unchanged(path, seen):
+                return False
+            return path.is_symlink() or path.stat().st_size != seen.size or record.look_at(path).digest != seen.digest
+
+    changed = [name for name, yes in zip(paths, each(is_changed, paths), strict=True) if yes]
+    return f"{' and '.join(changed)} changed since" if changed else ""
+
+
+def describe(plan: Plan, results: Results, note: Callable[[str], None]) -> None:
+    """Say which stages `carry_out` would run, and why."""
+    graph_needed = bool(plan.onnx.stale)
+    if graph_needed:
+        way = "would take it from the cache" if results.find(plan.graph) else f"would trace {plan.spec.model_class}"
+        note(f"graph (opset {plan.spec.opset}): {way}")
+    for output in plan.outputs:
+        if not output.stale:
+            note(f"{output.path}: in place")
+            continue
+        cached = output.what != ONNX and results.find(output.ingredients)
+        note(f"{output.path}: would {'take it from the cache' if cached else 'make it'}; {output.stale}")
+    if plan.verify == "off":
+        note("comparing with PyTorch: off")
+        return
+    unproven = plan.unproven
+    for output in plan.outputs:
+        known = output.what != ONNX and output.stale and _known_proof(plan, output, results)
+        needs = (output.stale and not known) or output in unproven
+        note(f"comparing {output.what} with PyTorch: {'would do it' if needs else 'nothing to do'}")
+
+
+def _known_proof(plan: Plan, output: Output, results: Results) -> Proof | None:
+    """The proof of an output that the cache has."""
+    result = results.find(output.ingredients)
+    if not result:
+        return None
+    seen = {name: Seen(kept.size, f"sha256:{kept.sha256}", 0, 0) for name, kept in result.files.items()}
+    return proof_in(plan, output, seen, results)
+
+
+def proof_in(plan: Plan, output: Output, seen: Mapping[str, Seen], results: Results) -> Proof | None:
+    """The proof of an output whose files are as `seen`, if the record or the cache has it."""
+    made = plan.known.outputs.get(output.what)
+    if made and made.proof and plan.proves(made.proof, output, seen):
+        return made.proof
+    data = results.read(plan.proof_of(output, seen))
+    try:
+        return msgspec.json.decode(data, type=Proof) if data else None
+    except msgspec.DecodeError:
+        return None
+
+
+def conversion_of(model: Model, precisions: Iterable[str]) -> tuple[Export, list[Precision]]:
+    """The export section of a model, and those of its precisions that are asked for.
+
+    Raises:
+        UnsupportedError: it has no export section, or none of the precisions.
+    """
+    spec = model.descriptor.export
+    if spec is None:
+        raise UnsupportedError(
+            f"its descriptor has no export section (framework {model.descriptor.framework})",
+            hint="omz_converter converts models whose model.yml says how, in a section 'export'.",
+        )
+    asked = set(precisions)
+    chosen = [precision for precision in model.descriptor.precisions if precision in asked]
+    if not chosen:
+        raise UnsupportedError(
+            f"it cannot be converted to {', '.join(sorted(asked))}",
+            hint=f"It has: {', '.join(model.descriptor.precisions)}.",
+        )
+    return spec, chosen
