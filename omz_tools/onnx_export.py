@@ -4,14 +4,17 @@ What comes out is a skeleton: it depends on config.json, the descriptor and the 
 checkpoint of that configuration. `binding` makes a model of it.
 """
 
+import gc
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from omz_tools import libraries
+from omz_tools import layers, libraries
 from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import Export
 from omz_tools.errors import ConversionError, UnsupportedError
-from omz_tools.pytorch_model import configuration, settings, skeleton
+from omz_tools.pytorch_model import NAMING, configuration, settings, skeleton
 from omz_tools.stages import Ingredients
 
 # Goes up whenever this module makes another graph of the same ingredients.
@@ -63,14 +66,39 @@ def trace(checkpoint: Checkpoint, spec: Export) -> bytes:
         UnsupportedError: the input is not two dynamic axes.
         ConversionError: a library failed, or is not installed.
     """
+    naming = NAMING[spec.model_class]
+    depth = settings(checkpoint, spec.model_class)[naming.depth]
     _register_attention()
-    config = configuration(checkpoint, spec.model_class, _WHOLE if spec.opset >= _ATTENTION_OPSET else _IN_STEPS)
+    with _no_collection():
+        graph_model = _traced(checkpoint, spec, min(depth, layers.TRACED))
+        if depth > layers.TRACED and not layers.deepen(graph_model.graph, naming.layers, depth):
+            graph_model = _traced(checkpoint, spec, depth)
+        _finish(graph_model)
+        return _serialized(graph_model)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let no garbage be looked for: tracing makes millions of objects, nearly all of which live until its end."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _traced(checkpoint: Checkpoint, spec: Export, depth: int) -> Any:
+    """The model with so many layers as an optimized onnx_ir model, its parameters initializers without values."""
+    naming = NAMING[spec.model_class]
+    attention = _WHOLE if spec.opset >= _ATTENTION_OPSET else _IN_STEPS
+    config = configuration(checkpoint, spec.model_class, attention, **{naming.depth: depth})
     model = skeleton(config, spec.model_class)
     graph_model = _export(model, spec, config.n_positions)
     _name_parameters(graph_model.graph, model)
     _optimize(graph_model)
-    _anonymize(graph_model)
-    return _serialized(graph_model)
+    return graph_model
 
 
 def _export(model: Any, spec: Export, positions: int) -> Any:
@@ -182,28 +210,49 @@ def _optimize(graph_model: Any) -> None:
         optimizer.optimize_ir(graph_model)
     except Exception as error:
         raise ConversionError(f"onnxscript could not optimize the graph: {libraries.reason(error)}") from error
-    ir = libraries.load("onnx_ir")
     del graph.inputs[-len(parameters) :]
     for value in parameters:
-        value.const_value = ir.ExternalTensor(UNBOUND, None, None, value.dtype, shape=value.shape, name=value.name)
         graph.initializers.add(value)
 
 
-def _anonymize(graph_model: Any) -> None:
-    """Take out what tells of the machine that traced the graph (stack traces, class names)."""
-    ir = libraries.load("onnx_ir")
+def _finish(graph_model: Any) -> None:
+    """Name and order everything by its place in the graph, and keep nothing of the machine that traced it.
+
+    PyTorch's names come from counters that all of its work moves on; its metadata has stack traces and class names.
+    """
     graph = graph_model.graph
     graph_model.metadata_props.clear()
     graph.metadata_props.clear()
     graph_model.doc_string = graph.doc_string = None
     graph_model.producer_version = (graph_model.producer_version or "").partition("+")[0]
-    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-        value.metadata_props.clear()
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        node.metadata_props.clear()
+    kept = {*graph.inputs, *graph.outputs}
+    used: dict[Any, None] = {}
+    for number, node in enumerate(graph):
+        node.name = f"{node.op_type}_{number}"
         node.doc_string = None
-        for value in node.outputs:
+        node.metadata_props.clear()
+        used.update((value, None) for value in node.inputs if value is not None and value.is_initializer())
+        for output, value in enumerate(node.outputs):
             value.metadata_props.clear()
+            if value not in kept:
+                value.name = f"{node.name}.{output}" if output else node.name
+    for value in kept:
+        value.metadata_props.clear()
+    constants = [value for value in used if value.const_value is not None]
+    parameters = [value for value in used if value.const_value is None]
+    graph.initializers.clear()
+    for number, value in enumerate(constants):
+        value.name = f"constant_{number}"
+    for value in parameters:
+        value.const_value = _unbound(value)
+    for value in (*constants, *parameters):
+        value.metadata_props.clear()
+        graph.initializers.add(value)
+
+
+def _unbound(parameter: Any) -> Any:
+    ir = libraries.load("onnx_ir")
+    return ir.ExternalTensor(UNBOUND, None, None, parameter.dtype, shape=parameter.shape, name=parameter.name)
 
 
 def _serialized(graph_model: Any) -> bytes:

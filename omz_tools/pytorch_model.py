@@ -39,16 +39,24 @@ class Naming:
         prefix: beginning of the parameters' names that published checkpoints leave out.
         buffers: endings of names that older checkpoints carry and that are no parameters.
         tied: parameters that may be another one under a second name, and which.
+        layers: beginning of the names of all layers' parameters, before the number of the layer.
+        depth: the setting of config.json that says how many layers there are.
     """
 
     prefix: str
     buffers: Iterable[str]
     tied: Mapping[str, str]
+    layers: str
+    depth: str
 
 
 NAMING: dict[ModelClass, Naming] = {
     "GPT2LMHeadModel": Naming(
-        "transformer.", (".attn.bias", ".attn.masked_bias"), {"lm_head.weight": "transformer.wte.weight"}
+        prefix="transformer.",
+        buffers=(".attn.bias", ".attn.masked_bias"),
+        tied={"lm_head.weight": "transformer.wte.weight"},
+        layers="transformer.h.",
+        depth="n_layer",
     ),
 }
 
@@ -89,14 +97,20 @@ def settings(checkpoint: Checkpoint, model_class: ModelClass) -> dict[str, Any]:
     return given
 
 
-def configuration(checkpoint: Checkpoint, model_class: ModelClass, attention: str) -> Any:
+def configuration(checkpoint: Checkpoint, model_class: ModelClass, attention: str, **changes: int) -> Any:
     """The transformers configuration of a checkpoint, with the named attention implementation.
+
+    Args:
+        checkpoint: its config.json is taken.
+        model_class: the class to be built.
+        attention: the name under which the attention is registered with transformers.
+        changes: settings to be taken instead of those in config.json.
 
     Raises:
         CheckpointError: as `settings` does, or transformers refuses a value.
         ConversionError: transformers is not installed.
     """
-    given = settings(checkpoint, model_class)
+    given = settings(checkpoint, model_class) | changes
     transformers = libraries.load("transformers")
     try:
         return transformers.GPT2Config(**given, use_cache=False, attn_implementation=attention)
