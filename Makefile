@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 MODELS := build
 # `make bench BENCH=--gpt2` measures gpt-2 at its true size as well.
 BENCH :=
+# Where Model Optimizer lives, beside .venv and never in it; the tests look there, too.
+OMZ_MO_ENV ?= .venv-mo
 PROMPT := If the class defines a
 
 export PIP_CONSTRAINT := $(abspath constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-faults lint bench clean
+.PHONY: run test test-faults lint bench mo-env clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -43,8 +45,13 @@ bench: $(VENV)/run.stamp
 	$(BIN)/python benchmarks/commands.py $(BENCH)
 	$(BIN)/python benchmarks/download.py
 
+# Only for `omz_converter -p ... --mo ...`: an IR made by Model Optimizer, for runtimes and archives of its time.
+mo-env: $(OMZ_MO_ENV)/mo.stamp
+	@echo "Model Optimizer is there. An IR by it:"
+	@echo "  $(BIN)/omz_converter -p $(OMZ_MO_ENV)/bin/python --mo $(OMZ_MO_ENV)/bin/mo --name ..."
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-mo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 15) else \
@@ -56,4 +63,12 @@ $(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[pytorch,dev]'
+	touch $@
+
+# Our constraints are of another set of versions.
+$(OMZ_MO_ENV)/mo.stamp: requirements-mo.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 9) <= sys.version_info < (3, 13) else \
+	    "Model Optimizer needs Python 3.9 to 3.12, this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
+	$(PYTHON) -m venv $(OMZ_MO_ENV)
+	PIP_CONSTRAINT= $(OMZ_MO_ENV)/bin/python -m pip install --quiet --requirement requirements-mo.txt
 	touch $@

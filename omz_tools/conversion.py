@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from omz_tools import binding, ir, libraries, onnx_export, record, values, verify
+from omz_tools import binding, ir, libraries, model_optimizer, onnx_export, record, values, verify
 from omz_tools.checkpoint import Checkpoint
 from omz_tools.conversion_plan import ONNX, Output, Plan, each, proof_in
 from omz_tools.descriptor import Precision
@@ -143,12 +143,16 @@ class _Run:
         if plan.onnx.stale:
             maker.call(binding.bind, graph, plan.checkpoint, plan.spec, onnx)
         making = None
+        targets: dict[Precision, Path] = {o.precision: self._at(o) for o in todo if o.precision}
         if todo:
             self._reporter.section(f"Converting ONNX to OpenVINO IR ({', '.join(output.what for output in todo)})")
-            targets: dict[Precision, Path] = {o.precision: self._at(o) for o in todo if o.precision}
-            making = maker.begin(ir.convert, onnx, plan.model.name, targets)
+            if not plan.optimizer:
+                making = maker.begin(ir.convert, onnx, plan.model.name, targets)
         if plan.verify != "off":
             self._compare(plan.onnx)
+        if plan.optimizer and todo:
+            described = plan.model.descriptor.input_info
+            model_optimizer.convert(onnx, plan.model.name, targets, plan.spec, described, plan.optimizer)
         if making:
             making.result()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from omz_tools import binding, checkpoint, ir, onnx_export, record, stages, verify
+from omz_tools import binding, checkpoint, ir, model_optimizer, onnx_export, record, stages, verify
 from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
 from omz_tools.errors import IntegrityError, MissingError, UnsupportedError
 from omz_tools.files import disk_errors
+from omz_tools.model_optimizer import ModelOptimizer
 from omz_tools.record import Made, Proof, Record, Seen
 from omz_tools.results import Results
 from omz_tools.stages import Ingredients
@@ -38,6 +40,7 @@ class Wish:
         output_dir: where the tree of converted models begins; may be the same.
         precisions: those asked for, of which a model's own are made.
         opset: version of the ONNX operator set; None for the descriptor's.
+        optimizer: the Model Optimizer that makes the IRs; None for OpenVINO's converter of today.
         verify: whether the results are compared with PyTorch.
         check: whether files that are in place are hashed, or taken for what they were while size, modification time and
             inode are the same.
@@ -48,6 +51,7 @@ class Wish:
     output_dir: Path
     precisions: tuple[str, ...]
     opset: int | None = None
+    optimizer: ModelOptimizer | None = None
     verify: Verify = "quick"
     check: Check = "hash"
     force: bool = False
@@ -95,6 +99,7 @@ class Plan:
         known: the record of what was made there before.
         inputs: the downloaded files as they were seen now.
         outputs: what is asked for.
+        optimizer: the Model Optimizer that makes the IRs, if one does.
         verify: whether and how the outputs are compared with PyTorch.
     """
 
@@ -107,6 +112,7 @@ class Plan:
     known: Record
     inputs: dict[str, Seen]
     outputs: tuple[Output, ...]
+    optimizer: ModelOptimizer | None
     verify: Verify
 
     @property
@@ -147,8 +153,9 @@ def plan(model: Model, wish: Wish) -> Plan:
         CheckpointError: the checkpoint cannot be used.
     """
     spec, chosen = conversion_of(model, wish.precisions)
-    if wish.opset:
-        spec = msgspec.structs.replace(spec, opset=wish.opset)
+    tool = wish.optimizer
+    if opset := wish.opset or (model_optimizer.OPSET if tool else None):
+        spec = msgspec.structs.replace(spec, opset=opset)
     source, folder = wish.download_dir / model.subdirectory, wish.output_dir / model.subdirectory
     known = record.load(record.path_of(folder, model.name))
     inputs = _inputs(model, source, known if wish.check == "stat" else Record())
@@ -160,12 +167,14 @@ def plan(model: Model, wish: Wish) -> Plan:
     wanted: list[tuple[str, tuple[Path, ...], Ingredients]] = [
         (ONNX, (onnx,), _plain(binding.ingredients(read, onnx) | of_all))
     ]
-    wanted += [(p, paths, _plain(ir.ingredients(model.name, p) | of_all)) for p, paths in irs.items()]
+    for p, paths in irs.items():
+        made_by = model_optimizer.ingredients(model.name, p, tool) if tool else ir.ingredients(model.name, p)
+        wanted.append((p, paths, _plain(made_by | of_all)))
     outputs = tuple(
         _look_at_output(what, {str(p.relative_to(folder)): p for p in paths}, ingredients, known, wish)
         for what, paths, ingredients in wanted
     )
-    return Plan(model, spec, read, sources, graph, folder, known, inputs, outputs, wish.verify)
+    return Plan(model, spec, read, sources, graph, folder, known, inputs, outputs, tool, wish.verify)
 
 
 def _plain(ingredients: Ingredients) -> Ingredients:
@@ -268,6 +277,8 @@ def describe(plan: Plan, results: Results, note: Callable[[str], None]) -> None:
             continue
         cached = output.what != ONNX and results.find(output.ingredients)
         note(f"{output.path}: would {'take it from the cache' if cached else 'make it'}; {output.stale}")
+        if plan.optimizer and output.precision and not cached:
+            note(f"  {shlex.join(_command(plan, output, output.precision, plan.optimizer))}")
     if plan.verify == "off":
         note("comparing with PyTorch: off")
         return
@@ -276,6 +287,12 @@ def describe(plan: Plan, results: Results, note: Callable[[str], None]) -> None:
         known = output.what != ONNX and output.stale and _known_proof(plan, output, results)
         needs = (output.stale and not known) or output in unproven
         note(f"comparing {output.what} with PyTorch: {'would do it' if needs else 'nothing to do'}")
+
+
+def _command(plan: Plan, output: Output, precision: Precision, tool: ModelOptimizer) -> list[str]:
+    described = plan.model.descriptor.input_info
+    commands = model_optimizer.commands(plan.onnx.path, {precision: output.path}, plan.spec, described, tool)
+    return commands[precision]
 
 
 def _known_proof(plan: Plan, output: Output, results: Results) -> Proof | None:

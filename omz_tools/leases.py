@@ -54,6 +54,8 @@ def create(path: Path, made: list[Path]) -> int:
             return file
         except BaseException as error:
             close(file)
+            with contextlib.suppress(OSError):
+                path.unlink()
             # Another run has removed the folder, since it left nothing in it; or takes the file for a leftover.
             if not isinstance(error, FileNotFoundError | BlockingIOError) or attempt == _ATTEMPTS - 1:
                 raise

@@ -52,7 +52,8 @@ class _Step:
 class Moves:
     """The steps so far. All methods raise OSError; what was done until then is for `undo`.
 
-    No step depends on a lock: of runs that do the same at once, one comes last, and what it puts there is whole.
+    Of runs that do the same at once, one comes last, and what it puts there is whole. That depends on no lock, except
+    where a folder can neither be exchanged nor moved.
     """
 
     def __init__(self, hide: Callable[[Path, bool], Path]) -> None:

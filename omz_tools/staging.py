@@ -191,10 +191,14 @@ def sweep(home: Path) -> None:
         return
     for run in dict.fromkeys(match["run"] for name in names if (match := _NAME.fullmatch(name))):
         lease = _lease_of(home.absolute(), run)
+        unborn = lease.with_suffix(".new")
+        if os.path.lexists(unborn) and leases.owner_of(unborn) is Owner.GONE:
+            _remove(unborn)
         # What the listing has is removed although a lease that a crash has cut does not know of it.
         hidden: dict[Path, Path | None] = {home.absolute() / n: None for n in names if n.startswith(f".staged-{run}-")}
         hidden |= dict(_listed(lease, run))
-        if not _has_gone(lease, [part for path in hidden for part in _within(path)]):
+        is_there = os.path.lexists(lease)
+        if is_there and not _has_gone(lease, list(hidden)):
             continue
         with leases.turn(home):
             for path, target in hidden.items():
@@ -202,8 +206,8 @@ def sweep(home: Path) -> None:
                     with contextlib.suppress(OSError):
                         path.rename(target)
                 _remove(path)
-        if not any(os.path.lexists(path) for path in hidden):
-            _remove(lease.with_suffix(".new"))
+        # One that has come there meanwhile is of a living run.
+        if is_there and not any(os.path.lexists(path) for path in hidden):
             _remove(lease)
 
 
@@ -213,7 +217,7 @@ def _lease_of(home: Path, run: str) -> Path:
 
 def _listed(lease: Path, run: str) -> Iterator[tuple[Path, Path | None]]:
     """The hidden paths that a lease lists, and where what lies there is to be put back, if anywhere."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         if stat.S_ISREG(lease.lstat().st_mode):
             for line in lease.read_bytes().splitlines():
                 hidden, target, restores = json.loads(line)
@@ -224,11 +228,13 @@ def _listed(lease: Path, run: str) -> Iterator[tuple[Path, Path | None]]:
 
 
 def _has_gone(lease: Path, hidden: list[Path]) -> bool:
-    """Whether the process that has a lease does not live any more."""
-    newest = max([0.0, *(status.st_mtime for path in hidden if (status := _status(path)))])
-    # In this order, for in between one becomes the other.
-    leases_there = [path for path in (lease.with_suffix(".new"), lease) if os.path.lexists(path)]
-    return all(leases.owner_of(path, newest) is Owner.GONE for path in leases_there)
+    """Whether the process that has a lease does not live any more, as far as can be told."""
+    try:
+        parts = [status_of(part) for path in hidden for part in _within(path)]
+    except OSError:
+        return False  # it changes while it is looked at
+    newest = max([0.0, *(part.st_mtime for part in parts if part)])
+    return leases.owner_of(lease, newest) is Owner.GONE
 
 
 def _doubt(record: Path, ours: list[tuple[Path, os.stat_result]]) -> None:
@@ -255,12 +261,6 @@ def _within(path: Path) -> list[Path]:
     """All that lies in a folder, and the folder itself last; of a file, the file."""
     inside = sorted(path.rglob("*"), reverse=True) if path.is_dir() and not path.is_symlink() else []
     return [*inside, path]
-
-
-def _status(path: Path) -> os.stat_result | None:
-    with contextlib.suppress(OSError):
-        return path.lstat()
-    return None
 
 
 def _remove(path: Path) -> None:

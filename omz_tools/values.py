@@ -11,8 +11,8 @@ from omz_tools.files import CHUNK, disk_errors
 # Of F32 values as unsigned integers, without the sign: these grow with the absolute value, NaNs being the largest.
 _MAGNITUDE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
-# 65504, the largest number of f16 (IEEE 754 binary16).
-_F16_LARGEST = 0x477FE000
+# 65520: from here on numbers are not rounded to the largest one of f16 (IEEE 754 binary16), 65504, but to infinity.
+_F16_END = 0x477FF000
 
 _MOST_NAMED = 5
 
@@ -62,10 +62,10 @@ def _counts(tensor: Tensor) -> tuple[int, int]:
             if file.readinto(part.view("u1")) < part.nbytes:
                 raise CheckpointError(f"{tensor.file} became shorter", hint="Run omz_downloader again.")
             np.bitwise_and(part, _MAGNITUDE, out=part)
-            if part.max() > _F16_LARGEST:
+            if part.max() >= _F16_END:
                 here = int(np.count_nonzero(part >= _INFINITY))
                 no_numbers += here
-                too_large += int(np.count_nonzero(part > _F16_LARGEST)) - here
+                too_large += int(np.count_nonzero(part >= _F16_END)) - here
     return no_numbers, too_large
 
 

@@ -251,19 +251,26 @@ def begin(request: dict[str, Any], log: int) -> NoReturn:
 
 
 def publish(words: list[str]) -> int:
-    """Publish a model in a folder: an ONNX file, the .xml and .bin of two precisions, a record; each says `text`."""
+    """Publish a model in a folder: an ONNX file, the .xml and .bin of two precisions, a record, all of one text."""
+    from omz_tools.commands.arguments import run
+    from omz_tools.files import disk_errors
+    from omz_tools.progress import PlainReporter
     from omz_tools.staging import Staging
 
     home, text = Path(words[0]), words[1]
-    with Staging(home) as staging:
-        staging.file(home / "model.onnx").write_text(text)
-        for precision in ("FP16", "FP32"):
-            hidden = staging.folder(home / precision)
-            for suffix in (".xml", ".bin"):
-                (hidden / f"model{suffix}").write_text(text)
-        staging.record(home / "model.json").write_text(text)
-        staging.publish()
-    return 0
+
+    def work() -> int:
+        with Staging(home) as staging, disk_errors("Writing to", home):
+            staging.file(home / "model.onnx").write_text(text)
+            for precision in ("FP16", "FP32"):
+                hidden = staging.folder(home / precision)
+                for suffix in (".xml", ".bin"):
+                    (hidden / f"model{suffix}").write_text(text)
+            staging.record(home / "model.json").write_text(text)
+            staging.publish()
+        return 0
+
+    return run(work, PlainReporter())
 
 
 # ---- The side of the tests

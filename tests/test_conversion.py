@@ -188,6 +188,7 @@ def test_another_output_folder_gets_a_self_contained_onnx_file(
     result = convert("-o", "out", "--precisions", "FP32")
     assert result.returncode == 0, result.stderr
     assert sorted(listing(tmp_path / "out")) == [
+        "public/tiny/.tiny.conversion.json",
         "public/tiny/FP32/tiny.bin",
         "public/tiny/FP32/tiny.xml",
         "public/tiny/tiny.onnx",
@@ -203,7 +204,7 @@ def test_another_output_folder_gets_a_self_contained_onnx_file(
 def test_one_precision_alone(convert: Command, downloaded: Path) -> None:
     assert convert("--precisions", "FP16").returncode == 0
     made = {name for name in listing(downloaded) if not name.startswith("gpt2/")}
-    assert made == {"tiny.onnx", "FP16/tiny.xml", "FP16/tiny.bin"}
+    assert made == {".tiny.conversion.json", "tiny.onnx", "FP16/tiny.xml", "FP16/tiny.bin"}
 
 
 def test_a_dry_run_says_what_it_would_make_and_makes_nothing(convert: Command, downloaded: Path) -> None:
@@ -224,7 +225,8 @@ def test_two_conversions_in_different_folders_give_the_same_bytes(run: Command, 
             assert run(*words, cwd=tmp_path / folder).returncode == 0
         made.append(listing(tmp_path / folder))
     assert made[0].keys() == made[1].keys()
-    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
+    different = [name for name in made[0] if made[0][name] != made[1][name]]
+    assert different == ["public/tiny/.tiny.conversion.json"]  # inodes and times of these very files
 
 
 def test_several_models_at_once(run: Command, tiny: Path, tmp_path: Path) -> None:
@@ -371,9 +373,9 @@ def torch_weights(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), ("config.json is not usable JSON",)),
         (pickle_weights, ("is a pickle", "safetensors")),
         (torch_weights, ("is a pickle", "safetensors")),
-        (rewrite_weights(wte__weight=np.nan), ("PyTorch itself gives scores that are infinite",)),
-        (rewrite_weights(wpe__weight=np.inf), ("PyTorch itself gives scores that are infinite",)),
-        (rewrite_weights(ln_f__bias=1e6), ("FP16", "does not answer as PyTorch does", "--precisions FP32")),
+        (rewrite_weights(wte__weight=np.nan), ("infinite or no numbers: 1 in 'wte.weight'",)),
+        (rewrite_weights(wpe__weight=np.inf), ("infinite or no numbers: 1 in 'wpe.weight'",)),
+        (rewrite_weights(ln_f__bias=1e6), ("values that f16 cannot", "1 in 'ln_f.bias'", "--precisions FP32")),
     ],
     ids=[
         "width", "too few layers in the weights", "more layers than can be",
@@ -450,22 +452,23 @@ def test_the_proof_sees_weights_of_another_checkpoint(convert: Command, download
     onnx_file = downloaded / "tiny.onnx"
     irs: dict[descriptor.Precision, Path] = {p: downloaded / p / "tiny.xml" for p in ("FP16", "FP32")}
     same = checkpoint.load(downloaded / "gpt2")
-    assert [figure.what for figure in verify.prove(same, spec, onnx_file, irs)] == ["ONNX", "FP16", "FP32"]
+    right = verify.reference(same, spec)
+    verify.judge(verify.compare(right, spec, what, path) for what, path in {"ONNX": onnx_file, **irs}.items())
 
     named = checkpoints.weights(checkpoints.TINY, seed=7)
     named["h.1.ln_2.bias"][5] += 0.5
     other_folder = checkpoints.write_repository(tmp_path / "other", checkpoints.TINY, seed=7)
     checkpoints.write_safetensors(other_folder / "model.safetensors", named)
+    other = verify.compare(verify.reference(checkpoint.load(other_folder), spec), spec, "ONNX", onnx_file)
     with pytest.raises(ProofError, match="does not answer as PyTorch does"):
-        verify.prove(checkpoint.load(other_folder), spec, onnx_file, {})
+        verify.judge([other])
     with pytest.raises(ProofError, match="FP32: largest difference"):
-        verify.prove(same, spec, onnx_file, {"FP32": irs["FP16"]})  # F16 in place of F32
+        verify.judge([verify.compare(right, spec, "FP32", irs["FP16"])])  # F16 in place of F32
 
 
 def test_the_proof_reads_names_types_and_axes_from_the_files(mini: Converted) -> None:
     spec = descriptor.load(Path(__file__).parents[1] / "model_configs" / "gpt-2-mini" / "model.yml").export
     assert spec
-    read = checkpoint.load(mini.folder / "gpt2-mini")
     for field, wrong in (
         ("inputs", descriptor.TensorSpec("ids", "i64", ("B", "L"))),
         ("inputs", descriptor.TensorSpec("input", "i64", ("N", "L"))),
@@ -475,7 +478,7 @@ def test_the_proof_reads_names_types_and_axes_from_the_files(mini: Converted) ->
             spec.checkpoint, spec.model_class, **({"inputs": spec.inputs, "outputs": spec.outputs} | {field: (wrong,)})
         )
         with pytest.raises(ProofError, match="the ONNX model has input i64"):
-            verify.prove(read, asked, mini.folder / "gpt-2-mini.onnx", {})
+            verify.check_contract("ONNX", mini.folder / "gpt-2-mini.onnx", asked)
 
 
 # ---- nothing phones home

@@ -1,7 +1,6 @@
-"""A download or a conversion that is killed, interrupted, or refused by the system at any moment harms nothing."""
+"""A download that is killed, interrupted, or refused by the system at any moment harms nothing."""
 
 import contextlib
-import hashlib
 import itertools
 import random
 import shutil
@@ -10,20 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoints
 import crash
 import pytest
-from conftest import BIN, run_command
 from crash import (
     MIB,
     TOKEN,
     Done,
     Lab,
     Plan,
-    Running,
     Scene,
     failed_cleanly,
     length,
@@ -348,101 +343,3 @@ def test_a_signal_at_any_moment_of_a_transfer_ends_it_quickly_and_keeps_what_is_
             for scene, spans in zip(scenes, kept, strict=True):
                 assert overlap(scene.asked, spans) == 0
                 scene.through()
-
-
-# ---- Conversions
-
-
-def test_publishing_that_is_killed_shows_no_model_rather_than_two_halves(tmp_path: Path) -> None:
-    """And what was there before is still on the disk, under a hidden name if not under its own."""
-    for visible, everything in published(tmp_path):
-        assert visible.get("model.xml", "") in ("", visible.get("model.bin")), visible
-        assert everything.count("old") == 2 or visible == {"model.xml": "new", "model.bin": "new"}
-
-
-@pytest.mark.xfail(strict=True, reason="two files cannot be moved in one step; in between there is no model")
-def test_publishing_that_is_killed_shows_the_old_files_or_the_new_ones(tmp_path: Path) -> None:
-    for visible, _ in published(tmp_path):
-        assert visible in [dict.fromkeys(["model.xml", "model.bin"], text) for text in ("old", "new")]
-
-
-def published(folder: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """What is visible of an .xml and a .bin, and the texts of all files, after a kill before each call."""
-    place = folder / "place"
-    with Lab(folder) as lab:
-        for number in itertools.count(1):
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-            files = [place / "model.xml", place / "model.bin"]
-            for file in files:
-                file.write_text("old")
-            done = lab(*files, call="crash:publish", plan=Plan(str(place), (), number, "SIGKILL"))
-            if not done.struck:
-                assert done.status == 0
-                return
-            texts = {path.name: path.read_text() for path in place.iterdir()}
-            with telling(done.struck):
-                yield {name: text for name, text in texts.items() if name[0] != "."}, list(texts.values())
-
-
-@dataclass(frozen=True)
-class Reconverted:
-    """What became of a converted model whose conversion was repeated and killed, and then repeated to its end."""
-
-    kills: int
-    was_whole: bool
-    hidden: list[Path]
-    again: subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module", params=range(sample(1, 8)))
-def reconverted(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Reconverted:
-    folder = tmp_path_factory.mktemp("reconverted")
-    repository = checkpoints.write_repository(folder / "repository", checkpoints.TINY, seed=7)
-    checkpoints.pin_locally(repository, folder / "models", "tiny")
-    words = ["--models_dir", "models", "--name", "tiny"]
-    assert run_command("omz_downloader", *words, cwd=folder).returncode == 0
-    began = time.monotonic()
-    assert run_command("omz_converter", *words, cwd=folder).returncode == 0
-    seconds = time.monotonic() - began
-    draw = random.Random(f"kills of a conversion, {request.param}")
-    before = contents(folder / "public")
-    was_whole = True
-    kills = sample(2, 25)
-    for turn in range(kills):
-        process = Running([str(BIN / "omz_converter"), *words], folder, {})
-        if turn % 2:
-            time.sleep(draw.uniform(0, seconds))
-        else:  # when it writes
-            wait_until(lambda: bool(hidden_below(folder)))
-            time.sleep(draw.uniform(0, 0.3))
-        done = process.kill()
-        now = contents(folder / "public")
-        was_whole = was_whole and before.keys() <= now.keys() and (
-            done.status == 0 or all(now[path] == before[path] for path in before)
-        )  # fmt: skip
-    again = run_command("omz_converter", *words, cwd=folder)
-    return Reconverted(kills, was_whole, hidden_below(folder), again)
-
-
-def hidden_below(folder: Path) -> list[Path]:
-    return sorted((folder / "public").rglob(".*"))
-
-
-def contents(folder: Path) -> dict[Path, str]:
-    """The digests of all files that are not hidden."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def test_a_conversion_that_is_killed_leaves_what_was_there_and_the_next_one_succeeds(reconverted: Reconverted) -> None:
-    """A model is converted, then again with a kill, and once more."""
-    assert reconverted.was_whole
-    assert reconverted.again.returncode == 0, reconverted.again.stderr
-
-
-@pytest.mark.xfail(
-    strict=True, reason="hidden files of a conversion that was killed are not looked for by the next one"
-)
-def test_a_conversion_leaves_nothing_hidden_of_those_that_were_killed(reconverted: Reconverted) -> None:
-    assert reconverted.hidden == []

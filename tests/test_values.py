@@ -30,7 +30,19 @@ def holding(value: float, place: int, length: int = LONG) -> np.ndarray:
 
 
 def test_what_every_precision_can_hold_is_accepted(tmp_path: Path) -> None:
-    edges = np.array([65504, -65504, 0, -0.0, 1e-45, -1e-45, np.finfo(np.float32).tiny], np.float32)
+    edges = np.array(
+        [
+            65504,
+            -65504,
+            np.nextafter(np.float32(65520), np.float32(0)),
+            0,
+            -0.0,
+            1e-45,
+            -1e-45,
+            np.finfo(np.float32).tiny,
+        ],
+        np.float32,
+    )
     read = tensors_of(tmp_path, {"edges": edges, "none": np.zeros((0, 4), np.float32), "long": holding(1, 0)})
     values.check(read, ["FP16", "FP32"])
 
@@ -44,7 +56,7 @@ def test_a_value_that_is_no_number_is_found_wherever_it_is(tmp_path: Path, value
 
 
 @pytest.mark.parametrize("place", [0, 262_143, 262_144, LONG - 1])
-@pytest.mark.parametrize("value", [np.nextafter(np.float32(65504), np.float32(np.inf)), -65505, 3e38, -3e38])
+@pytest.mark.parametrize("value", [65520, -65520, 3e38, -3e38])
 def test_a_value_beyond_f16_is_an_error_for_fp16_alone(tmp_path: Path, value: float, place: int) -> None:
     read = tensors_of(tmp_path, {"good": holding(1, 0), "bad": holding(value, place)})
     values.check(read, ["FP32"])

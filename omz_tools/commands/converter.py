@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omz_tools import conversion, conversion_plan, jobs, progress
+from omz_tools import conversion, conversion_plan, jobs, model_optimizer, progress
 from omz_tools.commands.arguments import Parser, precisions, run, size
 from omz_tools.conversion import Outcome
 from omz_tools.conversion_plan import ONNX, Wish
@@ -47,11 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="make everything again")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and why, and do nothing")
     parser.add_jobs()
+    other = parser.add_argument_group("to convert by Model Optimizer, in an environment of its own (make mo-env)")
+    other.add_argument("-p", "--python", type=Path, metavar="PYTHON", help="the Python that it is installed for")
+    other.add_argument("--mo", type=Path, metavar="MO.PY", help="its entry point (default: mo beside PYTHON)")
+    other.add_argument(
+        "--add_mo_arg", action="append", default=[], metavar="ARG", help="a further argument for it; may be repeated"
+    )
     parser.add_argument(
         "--max_memory", type=size, metavar="SIZE",
         help="what models that are converted at a time may take together (default: most of what is free)",
     )  # fmt: skip
     args = parser.parse(argv)
+    by_optimizer = args.python is not None or args.mo is not None
+    if args.add_mo_arg and not by_optimizer:
+        parser.error("--add_mo_arg goes with -p/--python or --mo")
 
     reporter = progress.reporter()
 
@@ -63,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.output_dir or args.download_dir,
             precisions(args.precisions),
             opset=args.opset,
+            optimizer=model_optimizer.find(args.python, args.mo, args.add_mo_arg) if by_optimizer else None,
             verify=args.verify,
             check=args.check,
             force=args.force,
