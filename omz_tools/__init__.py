@@ -2,9 +2,9 @@
 
 The way the data takes::
 
-    model.yml -> descriptor -> download -> checkpoint -> onnx_export -> ir -> verify
+    model.yml -> descriptor -> download -> checkpoint -> onnx_export -> binding -> ir -> verify
 
-One module per stage; `pipeline` is the only one that knows them all. Importing this package, and listing or downloading
+One module per stage; `pipeline` puts those of a download in a row, `conversion` those of a conversion. Importing this package, and listing or downloading
 models, never imports torch, transformers, onnx or openvino.
 """
 
