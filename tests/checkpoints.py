@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,31 +63,39 @@ def shapes(config: dict[str, Any], *, masks: bool = True) -> dict[str, tuple[int
 
 def weights(config: dict[str, Any], seed: int, *, masks: bool = True) -> dict[str, np.ndarray]:
     """Every tensor drawn at random, norms and biases too: plain initial values would hide mistakes."""
+    return dict(_drawn(shapes(config, masks=masks), seed))
+
+
+def _drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> Iterator[tuple[str, np.ndarray]]:
     draw = np.random.default_rng(seed)
-    named = {}
-    for name, shape in shapes(config, masks=masks).items():
+    for name, shape in shapes.items():
         if name.endswith(".attn.bias"):
-            named[name] = np.tril(np.ones(shape[2:], np.float32)).reshape(shape)
+            yield name, np.tril(np.ones(shape[2:], np.float32)).reshape(shape)
             continue
         values = draw.standard_normal(shape, dtype=np.float32)
         spread = 0.1 if ".ln_" in f".{name}" and name.endswith("weight") else 0.05 if name.endswith("weight") else 0.02
-        named[name] = values * np.float32(spread) + np.float32(1.0 if spread == 0.1 else 0.0)
-    return named
+        yield name, values * np.float32(spread) + np.float32(1.0 if spread == 0.1 else 0.0)
 
 
 def write_safetensors(path: Path, named: dict[str, np.ndarray]) -> None:
     """As the published file is: weights begin at no multiple of 4, for its writer did not pad the header."""
+    _write(path, {name: values.shape for name, values in named.items()}, named.items())
+
+
+def _write(path: Path, shapes: dict[str, tuple[int, ...]], named: Iterable[tuple[str, np.ndarray]]) -> None:
+    """The tensors one after the other, so that one at a time is in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, values in named.items():
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [offset, offset + values.nbytes]}
-        offset += values.nbytes
+    for name, shape in shapes.items():
+        end = offset + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * ((3 - 8 - len(text)) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for values in named.values():
-            file.write(values.tobytes())
+        for _, values in named:
+            file.write(np.ascontiguousarray(values).data)
 
 
 def write_shards(folder: Path, named: dict[str, np.ndarray], count: int) -> None:
@@ -116,7 +126,8 @@ def write_repository(folder: Path, config: dict[str, Any], seed: int, *, masks: 
         published = PUBLISHED / name if PUBLISHED and config is GPT2 else None
         data = published.read_bytes() if published and published.exists() else text.encode()
         (folder / name).write_bytes(data)
-    write_safetensors(folder / "model.safetensors", weights(config, seed, masks=masks))
+    named = shapes(config, masks=masks)
+    _write(folder / "model.safetensors", named, _drawn(named, seed))
     return folder
 
 

@@ -1,0 +1,47 @@
+"""The instrument of the benchmarks: it must count what a command's children hold, and pages that a fork shares once."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import measuring
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+
+HOLD = "import time; held = bytearray(b'1') * 100_000_000; time.sleep(0.5)"
+IN_A_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD!r}], check=True)"
+FORKED = f"{HOLD}; import os; child = os.fork(); time.sleep(1); child and os.waitpid(child, 0)"
+
+
+@pytest.mark.parametrize("code", [HOLD, IN_A_CHILD, FORKED], ids=["itself", "in a child", "shared with a fork"])
+def test_memory_of_all_processes_counts_once(tmp_path: Path, code: str) -> None:
+    figure = measuring.measure([sys.executable, "-c", code], tmp_path)
+    assert 100 < figure.anonymous < 140
+    assert 100 < figure.resident < 160
+
+
+def test_processor_time_of_children_counts(tmp_path: Path) -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(20_000_000))'], check=True)"
+    figure = measuring.measure([sys.executable, "-c", code], tmp_path)
+    assert figure.cpu > 0.1
+    assert figure.seconds > 0
+
+
+def test_a_command_that_fails_ends_the_benchmark_with_its_words(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no such thing"):
+        measuring.measure([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
+
+
+def test_the_ratio_is_that_of_each_round() -> None:
+    # The machine was three times as slow in the second round and as fast as ever in the third.
+    assert measuring.ratio([1.0, 3.0, 1.0], [2.0, 6.0, 2.5]) == 0.5
+
+
+def test_settings_of_the_caller_do_not_reach_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMZ_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    code = "import os; assert not {'OMZ_CACHE_DIR', 'PYTHONPATH'} & set(os.environ); assert os.environ['MINE'] == '1'"
+    measuring.measure([sys.executable, "-c", code], tmp_path, {"PYTHONPATH": None, "MINE": "1"})
