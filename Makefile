@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODELS := build
-# `make bench BENCH=--gpt2` measures gpt-2 at its true size as well.
-BENCH :=
+INCUMBENT :=
+INCUMBENT_MODELS :=
 # Where Model Optimizer lives, beside .venv and never in it; the tests look there, too.
 OMZ_MO_ENV ?= .venv-mo
 PROMPT := If the class defines a
@@ -41,9 +41,18 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
 
-bench: $(VENV)/run.stamp
-	$(BIN)/python benchmarks/commands.py $(BENCH)
-	$(BIN)/python benchmarks/download.py
+# INCUMBENT: the folder of Open Model Zoo's own commands; INCUMBENT_MODELS: where its omz_downloader put gpt-2.
+bench: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/commands.py --json docs/figures/commands.json
+	$(BIN)/python benchmarks/download.py --json docs/figures/download.json \
+	    $(if $(INCUMBENT),--incumbent $(INCUMBENT)/omz_downloader)
+	rm -rf build/bench
+	$(BIN)/python benchmarks/convert.py --keep build/bench --json docs/figures/convert.json \
+	    $(if $(INCUMBENT),--incumbent $(INCUMBENT)/omz_converter --incumbent_download_dir $(INCUMBENT_MODELS))
+	$(BIN)/python benchmarks/latency.py build/bench/ours --json docs/figures/latency.json \
+	    $(if $(INCUMBENT),--incumbent build/bench/incumbent)
+	$(BIN)/python benchmarks/scaling.py --json docs/figures/scaling.json
+	$(BIN)/python benchmarks/report.py docs
 
 # Only for `omz_converter -p ... --mo ...`: an IR made by Model Optimizer, for runtimes and archives of its time.
 mo-env: $(OMZ_MO_ENV)/mo.stamp
@@ -63,6 +72,10 @@ $(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[pytorch,dev]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[pytorch,bench]'
 	touch $@
 
 # Our constraints are of another set of versions.

@@ -67,7 +67,7 @@ class _Run:
         self._places = self._stage(staging)
         self._how = {output.what: "made" if output.stale else "in place" for output in plan.outputs}
         self._referee: Worker | None = None
-        self._reference: Pending[verify.Reference] | None = None
+        self._asked: Pending[verify.Reference] | None = None
         self._comparing: dict[str, Pending[verify.Figure]] = {}
         self._looked_at: dict[str, dict[str, Seen]] = {}
         self._proofs: dict[str, Proof] = {}
@@ -102,7 +102,7 @@ class _Run:
             checking.result()
         if maker:
             self._make(maker, graph, todo)
-        self._prove(todo, maker or self._referee)
+        self._prove(todo, maker)
         outcomes = [self._outcome(output) for output in plan.outputs]
         self._keep(graph, outcomes)
         return outcomes
@@ -114,12 +114,19 @@ class _Run:
         self._how[output.what] = "from the cache"
         return True
 
-    def _refer(self) -> tuple[Worker, "Pending[verify.Reference]"]:
+    def _refer(self) -> Pending[verify.Reference]:
         """Let PyTorch compute what the outputs are compared with."""
-        if not self._referee or not self._reference:
+        if not self._asked:
             self._referee = self._hire()
-            self._reference = self._referee.begin(verify.reference, self._plan.checkpoint, self._plan.spec)
-        return self._referee, self._reference
+            self._asked = self._referee.begin(verify.reference, self._plan.checkpoint, self._plan.spec)
+        return self._asked
+
+    def _reference(self) -> verify.Reference:
+        """What PyTorch computed; its process is not needed any more."""
+        reference = self._refer().result()
+        if self._referee:
+            self._referee.end()
+        return reference
 
     def _check_values(self, worker: Worker, todo: list[Output]) -> Pending[None]:
         naming = NAMING[self._plan.spec.model_class]
@@ -149,45 +156,46 @@ class _Run:
             if not plan.optimizer:
                 making = maker.begin(ir.convert, onnx, plan.model.name, targets)
         if plan.verify != "off":
-            self._compare(plan.onnx)
+            self._compare(plan.onnx, self._hire)
         if plan.optimizer and todo:
             described = plan.model.descriptor.input_info
             model_optimizer.convert(onnx, plan.model.name, targets, plan.spec, described, plan.optimizer)
         if making:
             making.result()
 
-    def _prove(self, todo: list[Output], helper: Worker | None) -> None:
-        """Have all outputs compared with PyTorch whose proof is not known; `helper` has time for it, too."""
+    def _prove(self, todo: list[Output], maker: Worker | None) -> None:
+        """Have all outputs compared with PyTorch whose proof is not known."""
         plan = self._plan
-        for output in plan.outputs:
-            if plan.verify != "off":
-                self._compare(output, helper if output.what == "FP32" else None, is_new=output in todo)
-            elif helper and (output in todo or (output is plan.onnx and output.stale)):
-                helper.call(verify.check_contract, output.what, self._at(output), plan.spec)
-        if not self._comparing:
+        if plan.verify == "off":
+            for output in todo:
+                if maker:
+                    maker.call(verify.check_contract, output.what, self._at(output), plan.spec)
             return
-        self._reporter.section(f"Comparing with PyTorch ({', '.join(self._comparing)})")
+        for output in plan.outputs:
+            # One after the other in one process: each takes memory of the size of the weights.
+            self._compare(output, lambda: maker or self._hire(), is_new=output in todo)
+        if self._comparing:
+            self._reporter.section(f"Comparing with PyTorch ({', '.join(self._comparing)})")
         for output in plan.outputs:
             self._seen(output)  # hashed here while others compute
-        figures = [comparing.result() for comparing in self._comparing.values()]
-        for figure in figures:
+        figures = {what: comparing.result() for what, comparing in self._comparing.items()}
+        for figure in figures.values():
             self._reporter.note(str(figure))
-        verify.judge(figures)
+        verify.judge(figures.values())
         for output in plan.outputs:
-            if output.what in self._comparing:
-                figure = self._comparing[output.what].result()
-                self._proofs[output.what] = Proof(plan.proof_of(output, self._seen(output)), figure.differences)
+            if output.what in figures:
+                proven = plan.proof_of(output, self._seen(output))
+                self._proofs[output.what] = Proof(proven, figures[output.what].differences)
 
-    def _compare(self, output: Output, helper: Worker | None = None, *, is_new: bool = False) -> None:
+    def _compare(self, output: Output, worker: Callable[[], Worker], *, is_new: bool = False) -> None:
         """Have one output compared with PyTorch, unless that is under way or its proof is known."""
         if output.what in self._comparing or output.what in self._proofs:
             return
         if not is_new and (proof := proof_in(self._plan, output, self._seen(output), self._results)):
             self._proofs[output.what] = proof
             return
-        referee, reference = self._refer()
-        self._comparing[output.what] = (helper or referee).begin(
-            verify.compare, reference.result(), self._plan.spec, output.what, self._at(output)
+        self._comparing[output.what] = worker().begin(
+            verify.compare, self._reference(), self._plan.spec, output.what, self._at(output)
         )
 
     def _seen(self, output: Output) -> dict[str, Seen]:
@@ -243,4 +251,4 @@ def _least_room(read: Checkpoint, precision: str) -> int:
 def _memory(plan: Plan) -> int:
     """Bytes that a conversion takes at most, by what was measured: see docs/performance.md."""
     weights = sum(tensor.length for tensor in plan.checkpoint.tensors.values())
-    return int(700e6 + 0.3 * weights) if plan.verify == "off" else int(1e9 + 3 * weights)
+    return int(600e6 + (0.1 if plan.verify == "off" else 2.0) * weights)

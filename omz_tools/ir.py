@@ -142,7 +142,7 @@ def _attend_causally(model: Any) -> None:
         if width.is_static and math.isclose(factor, width.get_length() ** -0.5, rel_tol=1e-7):
             new = opset.scaled_dot_product_attention(*operands, causal=True)  # the scale is the usual one
         else:
-            unused = opset.constant(0.0, dtype="f32")
+            unused = opset.constant(libraries.load("numpy").float32(0.0))
             new = opset.scaled_dot_product_attention(*operands, unused, found[scale], causal=True)
         new.set_friendly_name(old.get_friendly_name())
         new.output(0).set_names(old.output(0).get_names())

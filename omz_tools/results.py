@@ -13,10 +13,9 @@ from msgspec import Meta, Struct
 
 from omz_tools import files, stages
 from omz_tools.descriptor import Sha256
-from omz_tools.errors import DiskError
 from omz_tools.files import make_folder, temporary_beside
 from omz_tools.stages import Ingredients
-from omz_tools.store import FORMAT, Removal, Store
+from omz_tools.store import FORMAT, Removal, Store, cache_errors
 
 _LONGEST = 1 << 20
 
@@ -94,7 +93,7 @@ class Results:
         result = Result(ingredients, {name: kept for name, (_, kept) in made.items()})
         path = _path(self._store, ingredients)
         temporary = temporary_beside(path)
-        with files.disk_errors("Writing to the cache", path):
+        with cache_errors("Writing to the cache", path):
             make_folder(path.parent, [])
             try:
                 temporary.write_bytes(msgspec.json.encode(result))
@@ -138,7 +137,7 @@ def collect(store: Store, *, dry_run: bool = False) -> Iterator[Removal]:
         result = _read(path)
         if result and all(os.path.lexists(store.path(Sha256(kept.sha256))) for kept in result.files.values()):
             continue
-        with files.disk_errors("Removing", path):
+        with cache_errors("Removing", path):
             try:
                 size = path.lstat().st_size
                 if not dry_run:
@@ -149,7 +148,5 @@ def collect(store: Store, *, dry_run: bool = False) -> Iterator[Removal]:
 
 
 def _paths(store: Store) -> list[Path]:
-    try:
+    with cache_errors("Reading the cache", store.folder):
         return sorted((store.folder / FORMAT / "result").glob("*/*"))
-    except OSError as error:
-        raise DiskError(f"Reading the cache {store.folder} failed: {error.strerror}") from error

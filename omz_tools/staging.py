@@ -169,15 +169,19 @@ class Staging:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            self._remove_hidden()
-        finally:  # a signal comes once
-            self._remove_hidden()
-            if self._lease >= 0:
-                # What could not be removed is left to the next run, which learns of it from the lease.
-                if not any(os.path.lexists(path) for path in self._hidden):
-                    _remove(_lease_of(self._home, self._run))
-                leases.close(self._lease)
-            remove_folders(self._folders)
+            self._end()
+        except BaseException:  # a signal; it comes once
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self._remove_hidden()
+        # What could not be removed is left to the next run, which learns of it from the lease.
+        if not any(os.path.lexists(path) for path in self._hidden):
+            _remove(_lease_of(self._home, self._run))
+        leases.close(self._lease)
+        self._lease = -1
+        remove_folders(self._folders)
 
 
 def sweep(home: Path) -> None:

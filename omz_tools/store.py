@@ -107,7 +107,7 @@ class Store:
         """
         blob = self.path(digest)
         temporary = temporary_beside(blob)
-        with _disk_errors("Writing to the cache", blob):
+        with cache_errors("Writing to the cache", blob):
             size = verified.stat().st_size
             with contextlib.suppress(OSError):
                 if _is_file(blob, size) and os.access(blob, os.R_OK):
@@ -129,7 +129,7 @@ class Store:
             DiskError: the cache is read-only, or on another file system; `whole` is where it was.
         """
         blob, made = self.path(digest), list[Path]()
-        with _disk_errors("Moving into the cache", blob):
+        with cache_errors("Moving into the cache", blob):
             make_folder(blob.parent, made)
             _publish(whole, blob, made)
 
@@ -230,7 +230,8 @@ class Store:
 
 
 @contextmanager
-def _disk_errors(doing: str, path: Path) -> Iterator[None]:
+def cache_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into a DiskError that says what was being done to the cache, and what to do."""
     try:
         with disk_errors(doing, path):
             yield
@@ -283,7 +284,7 @@ def _room(status: os.stat_result) -> int:
 def _below(top: Path, *patterns: str) -> Iterator[tuple[Path, os.stat_result]]:
     """What lies where a path of patterns leads to from `top`, by name. Links are not followed. Raises DiskError."""
     found = []
-    with _disk_errors("Reading the cache", top), contextlib.suppress(FileNotFoundError):
+    with cache_errors("Reading the cache", top), contextlib.suppress(FileNotFoundError):
         for path in sorted(top.iterdir()):
             if re.fullmatch(patterns[0], path.name):
                 with contextlib.suppress(FileNotFoundError):  # vanished meanwhile

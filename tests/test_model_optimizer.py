@@ -17,6 +17,7 @@ import checkpoints
 import numpy as np
 import openvino
 import pytest
+from conftest import Command
 
 from omz_tools import checkpoint, ir, model_optimizer, onnx_export, verify
 from omz_tools.descriptor import Export, InputInfo, Precision, TensorSpec
@@ -397,3 +398,36 @@ def test_a_signal_ends_it_and_what_it_started(tmp_path: Path, number: int, statu
     while any(map(is_running, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# ---- by the command
+
+
+def test_the_command_needs_to_know_which_model_optimizer(run: Command, tiny: Path) -> None:
+    words = ("omz_converter", "--name", "tiny", "--models_dir", "models")
+    alone = run(*words, "--add_mo_arg=--silent")
+    assert alone.returncode == 2
+    assert "--add_mo_arg goes with" in alone.stderr
+    absent = run(*words, "--mo", "no/such/mo")
+    assert absent.returncode == 1
+    assert "there is no Model Optimizer at no/such/mo" in absent.stderr
+    assert "make mo-env" in absent.stderr
+
+
+@needs_it
+def test_the_command_converts_by_model_optimizer_and_not_twice(run: Command, tiny: Path, tmp_path: Path) -> None:
+    words = ("--name", "tiny", "--models_dir", "models")
+    assert run("omz_downloader", *words).returncode == 0
+    asked = ("omz_converter", *words, "-p", ENVIRONMENT / "bin" / "python", "--precisions", "FP32")
+    dry = run(*asked, "--dry_run", "--add_mo_arg=--silent")
+    assert "would trace GPT2LMHeadModel" in dry.stdout
+    assert "--framework=onnx" in dry.stdout
+    assert "--silent" in dry.stdout
+    made = run(*asked)
+    assert made.returncode == 0, made.stderr
+    assert "Comparing with PyTorch (ONNX, FP32)" in made.stdout
+    xml = tmp_path / "public" / "tiny" / "FP32" / "tiny.xml"
+    assert b"2024.6" in xml.read_bytes()
+    assert "Nothing to convert" in run(*asked).stdout
+    # Our own converter's IR is another one.
+    assert "FP32/tiny.xml: would make it" in run("omz_converter", *words, "--precisions", "FP32", "--dry_run").stdout

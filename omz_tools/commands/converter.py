@@ -47,12 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="make everything again")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done, and why, and do nothing")
     parser.add_jobs()
-    other = parser.add_argument_group("to convert by Model Optimizer, in an environment of its own (make mo-env)")
-    other.add_argument("-p", "--python", type=Path, metavar="PYTHON", help="the Python that it is installed for")
-    other.add_argument("--mo", type=Path, metavar="MO.PY", help="its entry point (default: mo beside PYTHON)")
-    other.add_argument(
-        "--add_mo_arg", action="append", default=[], metavar="ARG", help="a further argument for it; may be repeated"
+    other = parser.add_argument_group(
+        "Model Optimizer", "with -p or --mo it makes the IRs, in the environment that it is installed in (make mo-env)"
     )
+    other.add_argument(
+        "-p", "--python", type=Path, metavar="PYTHON", help="the Python to run it with (default: the one beside MO)"
+    )
+    other.add_argument(
+        "--mo", type=Path, metavar="MO", help="its entry point (default: mo beside PYTHON, or else on PATH)"
+    )
+    other.add_argument(
+        "--add_mo_arg", action="append", default=[], metavar="ARG",
+        help="one more argument for it, as --add_mo_arg=ARG; may be repeated",
+    )  # fmt: skip
     parser.add_argument(
         "--max_memory", type=size, metavar="SIZE",
         help="what models that are converted at a time may take together (default: most of what is free)",
