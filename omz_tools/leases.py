@@ -37,7 +37,8 @@ class Owner(Enum):
 def create(path: Path, made: list[Path]) -> int:
     """Create a file, locked before it has its name; the open file, to be given to `close`.
 
-    Until then it has the suffix .new. Folders that had to be created are added to `made`.
+    Until then it has the suffix .new. Folders that had to be created are added to `made`. Where a lock is refused again
+    and again, though nobody can have it for long, the file goes without.
 
     Raises:
         OSError, DiskError: it cannot be created.
@@ -48,7 +49,7 @@ def create(path: Path, made: list[Path]) -> int:
         file = -1
         try:
             file = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            with contextlib.suppress(_NoLocks):
+            with contextlib.suppress(_NoLocks, *([] if attempt < _ATTEMPTS - 1 else [BlockingIOError])):
                 _lock(file)
             unborn.rename(path)
             return file
@@ -59,10 +60,27 @@ def create(path: Path, made: list[Path]) -> int:
             # Another run has removed the folder, since it left nothing in it; or takes the file for a leftover.
             if not isinstance(error, FileNotFoundError | BlockingIOError) or attempt == _ATTEMPTS - 1:
                 raise
+            time.sleep(0.01 * attempt)
         finally:
             with contextlib.suppress(OSError):
                 unborn.unlink()
     raise AssertionError
+
+
+def take(path: Path) -> int:
+    """Open and lock a file that another process left; the open file, to be given to `close`.
+
+    Raises:
+        OSError: it cannot be opened for writing, or someone has locked it, or looks whether one has.
+    """
+    file = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        with contextlib.suppress(_NoLocks):
+            _lock(file)
+    except BaseException:
+        close(file)
+        raise
+    return file
 
 
 def close(file: int) -> None:

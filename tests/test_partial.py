@@ -334,3 +334,19 @@ def test_the_record_of_a_leftover_is_carried_on(tmp_path: Path) -> None:
     with Partial.begin(tmp_path, "file", "ab", SIZE) as again:
         again.adopt()
         assert again.etag("http://host/file") == '"tag"'
+
+
+@linux_only
+def test_where_every_lock_is_refused_the_work_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with Partial.begin(tmp_path, "file", "ab", SIZE) as own:
+        assert own.is_alone()
+        own.adopt()
+        own.write(0, DATA)
+        with own.whole() as path:
+            path.rename(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == DATA
