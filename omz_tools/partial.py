@@ -8,14 +8,13 @@ import secrets
 import shutil
 import stat
 import threading
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from omz_tools import files, leases
+from omz_tools import files, leases, processes
 from omz_tools.files import disk_errors, remove_folders
 from omz_tools.leases import Owner, owner_of
 
@@ -26,7 +25,7 @@ WORTH_KEEPING = 1 << 20
 # Of a record; one of a file of a terabyte, written in steps of 128 KiB, is longer, and the file begun again.
 _LONGEST_RECORD = 1 << 28
 
-_NAME = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{1,16}\.[0-9a-f]{16}-[0-9a-f]{8}\.(part|new)")
+_NAME = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{1,16}\.(?P<process>[0-9a-f]{16})-[0-9a-f]{8}\.(part|new)")
 
 
 class Partial:
@@ -36,12 +35,17 @@ class Partial:
     there, lines of text that are appended after each write. A kill therefore loses only what was not yet written. A
     file of just `size` bytes was whole when its process ended.
 
-    No other process writes to it: what an earlier one left is copied, not taken over, so that nothing here depends on a
-    lock. The lock that the file carries only tells others that someone is at work.
+    No two processes write to it, and for that nothing depends on a lock, which only tells others that someone is at
+    work. What another process left is taken over, that is given the name of the own file, only if that process has
+    certainly ended: its name says which process it belongs to, one of this system whose number is free. A process that
+    has ended writes no more; of several that want its file only one can rename it, the others find it gone; and under
+    its new name it belongs to a process that lives. Everything else that lies there, of another machine or container
+    or from before the system was started, is copied, which needs its size twice. A kill in between leaves one name or
+    the other, with all the bytes.
     """
 
     def __init__(self, folder: Path, name: str, version: str, size: int) -> None:
-        self.path = folder / f".{name}.{version}.{time.time_ns():016x}-{secrets.token_hex(4)}.part"
+        self.path = folder / f".{name}.{version}.{processes.tag()}-{secrets.token_hex(4)}.part"
         self.size = size
         self._name, self._version = name, version
         self._spans: list[tuple[int, int]] = []
@@ -75,20 +79,20 @@ class Partial:
         return at_work(self.path.parent, self._name, self._version, besides={self.path, *besides}) is None
 
     def adopt(self) -> None:
-        """Copy what a process that is gone left of the same, the most there is; and remove all that such left.
+        """Go on from what a process that is gone left of the same, the most there is; and remove all that such left.
 
         Raises:
-            DiskError: the disk fails; that it is too full for both is no error, the work then begins anew.
+            DiskError: the disk fails; that it is too full for a copy is no error, the work then begins anew.
         """
         with disk_errors("Writing to", self.path.parent):
-            old = [p for p in _of(self._name, self._version, self.path.parent) if owner_of(p) is not Owner.LIVES]
+            old = [p for p in _of(self._name, self._version, self.path.parent) if _owner(p) is not Owner.LIVES]
             best = max(old, key=lambda path: _held(path, self.size), default=None)
             sweep(self.path.parent, self._name, but=best)
             if best:
                 # The record first: where locks mean nothing, someone may be writing on.
                 spans, etags, end = _read(best, self.size)
-                with contextlib.suppress(OSError):
-                    if spans:
+                if spans and not self._take_over(best):
+                    with contextlib.suppress(OSError):
                         files.copy(best, self.path)
                 if spans and os.fstat(self._file).st_size >= end:
                     os.ftruncate(self._file, end)
@@ -96,6 +100,29 @@ class Partial:
                 else:
                     os.ftruncate(self._file, 0)
             sweep(self.path.parent, self._name)
+
+    def _take_over(self, left: Path) -> bool:
+        """Make a file of a process that has certainly ended this one's own; False if that may not be, or cannot."""
+        if not _has_ended(left):
+            return False
+        try:
+            file = leases.take(left)
+        except OSError:  # another user's, or others are at it
+            return False
+        try:
+            its, own = os.fstat(file), os.fstat(self._file)
+            # A file that has another name, too, or another owner, is not to be written to.
+            if its.st_nlink == 1 and its.st_uid == own.st_uid:
+                left.rename(self.path)
+                file, self._file = self._file, file
+                with contextlib.suppress(OSError):
+                    os.fchmod(self._file, stat.S_IMODE(own.st_mode))
+                return True
+        except OSError:  # someone else was faster
+            pass
+        finally:
+            leases.close(file)
+        return False
 
     @property
     def held(self) -> int:
@@ -200,12 +227,12 @@ def version_of(digest: str) -> str:
 def at_work(folder: Path, name: str, version: str, *, besides: Collection[Path] = ()) -> Path | None:
     """A partial file of a file that someone works at, those `besides` left aside; None if there is none."""
     candidates = (path for path in _of(name, version, folder) if path not in besides)
-    return next((path for path in candidates if owner_of(path) is Owner.LIVES), None)
+    return next((path for path in candidates if _owner(path) is Owner.LIVES), None)
 
 
 def leftovers(folder: Path) -> list[Path]:
     """The partial files in a folder that no process works at any more."""
-    return [path for path in _in(folder) if owner_of(path) is Owner.GONE]
+    return [path for path in _in(folder) if _owner(path) is Owner.GONE]
 
 
 def sweep(folder: Path, name: str, *, but: Path | None = None) -> None:
@@ -216,9 +243,28 @@ def sweep(folder: Path, name: str, *, but: Path | None = None) -> None:
                 path.unlink()
 
 
+def makes_room(folder: Path, name: str, digest: str, size: int) -> int:
+    """The number of bytes of a file that need no room any more: an earlier run left them, and has certainly ended.
+
+    They are gone on from; or if they cannot be, they are removed before others take their place.
+    """
+    gone = leftovers(folder)
+    return max([0, *(_held(path, size) for path in _of(name, version_of(digest), folder) if path in gone)])
+
+
 def kept(folder: Path, name: str, digest: str, size: int) -> int:
     """The number of bytes of a file that an earlier run left in a folder."""
     return max([0, *(_held(path, size) for path in _of(name, version_of(digest), folder))])
+
+
+def _owner(path: Path) -> Owner:
+    return Owner.GONE if _has_ended(path) else owner_of(path)
+
+
+def _has_ended(path: Path) -> bool:
+    """Whether the process that a partial file belongs to has certainly ended."""
+    match = _NAME.fullmatch(path.name)
+    return match is not None and processes.has_ended(match["process"])
 
 
 def _in(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import stat
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from omz_tools import partial
+from omz_tools import leases, partial, processes
 from omz_tools.errors import DiskError
 from omz_tools.partial import WORTH_KEEPING, Partial
 
@@ -31,6 +32,11 @@ def left_by_a_killed_process(folder: Path, *spans: tuple[int, int], name: str = 
     os.waitpid(child, 0)
     [path] = folder.glob(f".{name}.*.part")
     return path
+
+
+def of_another_system(path: Path, number: int = 0) -> Path:
+    """Such a file as a process of another machine would have left it, of which nobody here knows whether it lives."""
+    return path.rename(path.with_name(f".file.ab.{number:016x}-00000000.part"))
 
 
 def test_parts_may_be_written_in_any_order(tmp_path: Path) -> None:
@@ -263,7 +269,7 @@ def test_where_locks_mean_nothing_leftovers_are_gone_on_from_and_removed_when_th
         if fault:
             raise OSError(fault, os.strerror(fault))
 
-    old = left_by_a_killed_process(tmp_path, (0, SIZE // 2))
+    old = of_another_system(left_by_a_killed_process(tmp_path, (0, SIZE // 2)))
     monkeypatch.setattr("fcntl.flock", flock)
     with Partial.begin(tmp_path, "file", "ab", SIZE) as own:
         assert own.is_alone()
@@ -350,3 +356,105 @@ def test_where_every_lock_is_refused_the_work_goes_on_without(tmp_path: Path, mo
             path.rename(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == DATA
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+@linux_only
+@pytest.mark.parametrize("locks", ["work", "everyone gets the lock", "no locks"])
+def test_the_file_of_a_process_that_has_ended_is_taken_over_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: str
+) -> None:
+    def flock(file: int, operation: int) -> None:
+        if locks == "no locks":
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    old = left_by_a_killed_process(tmp_path, (0, 1_100_000), (2_000_000, 2_100_000))
+    old.chmod(0o600)
+    before = inode(old)
+    if locks != "work":
+        monkeypatch.setattr("fcntl.flock", flock)
+    assert partial.makes_room(tmp_path, "file", "ab", SIZE) == 1_200_000
+    with Partial.begin(tmp_path, "file", "ab", SIZE) as own:
+        usual = own.path.stat().st_mode
+        own.adopt()
+        assert list(tmp_path.iterdir()) == [own.path]
+        assert (inode(own.path), own.path.stat().st_mode) == (before, usual)
+        for first, end in own.holes():
+            own.write(first, DATA[first:end])
+        if locks == "work":
+            assert partial.at_work(tmp_path, "file", "ab") == own.path
+        with own.whole() as path:
+            assert path.read_bytes() == DATA
+
+
+@linux_only
+@pytest.mark.parametrize("why", ["it lives", "another system", "another name", "another process is faster"])
+def test_what_may_not_be_taken_over_is_copied_or_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Even where the lock, which may mean nothing, says that the process is gone."""
+    old = left_by_a_killed_process(tmp_path, (0, 1_100_000))
+    if why == "it lives":
+        old = old.rename(tmp_path / f".file.ab.{processes.tag()}-00000000.part")
+    elif why == "another system":
+        old = of_another_system(old)
+    elif why == "another name":
+        os.link(old, tmp_path / "other")
+    else:
+        take = leases.take
+
+        def slow(path: Path) -> int:
+            file = take(path)
+            path.rename(tmp_path / "taken")
+            return file
+
+        monkeypatch.setattr(leases, "take", slow)
+    before, data = inode(old), old.read_bytes()
+    held = os.open(old, os.O_RDONLY)  # so that its number is not given to another file
+    with Partial.begin(tmp_path, "file", "ab", SIZE) as own:
+        own.adopt()
+        assert inode(own.path) != before
+        assert own.held == (0 if why == "another process is faster" else 1_100_000)
+        own.write(2_000_000, DATA[2_000_000:])
+        assert os.pread(held, len(data) + 1, 0) == data
+    os.close(held)
+
+
+@linux_only
+def test_of_several_processes_that_take_over_at_once_one_has_the_file(tmp_path: Path) -> None:
+    for number in range(10):
+        folder = tmp_path / str(number)
+        before = inode(left_by_a_killed_process(folder, (0, 1_100_000)))
+        owns = [Partial.begin(folder, "file", "ab", SIZE) for _ in range(4)]
+        threads = [threading.Thread(target=own.adopt) for own in owns]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [inode(own.path) for own in owns].count(before) <= 1
+        assert sum(own.held > 0 for own in owns) >= 1
+        for own in owns:
+            own.close()
+
+
+@linux_only
+def test_a_process_is_known_to_have_ended_only_when_it_has() -> None:
+    assert not processes.has_ended(processes.tag())
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, processes.tag().encode())
+        os._exit(0)
+    tag = os.read(reading, 100).decode()
+    os.close(reading)
+    os.close(writing)
+    os.waitpid(child, 0)
+    assert re.fullmatch("[0-9a-f]{16}", tag)
+    assert processes.has_ended(tag)
+    other = f"{int(tag[:10], 16) ^ 1:010x}{tag[10:]}"
+    assert not processes.has_ended(other)
+    assert not processes.has_ended("0" * 10 + tag[10:])
+    assert not processes.has_ended(tag[:10] + "0" * 6)
