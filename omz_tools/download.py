@@ -44,6 +44,7 @@ class Means:
         connections: how many are used for one large file.
         offline: whether to do without the network.
         note: called with a line for the user.
+        fills_store: whether to add to the cache what it has not.
     """
 
     transport: Transport
@@ -52,6 +53,7 @@ class Means:
     connections: int
     offline: bool
     note: Callable[[str], None]
+    fills_store: bool = True
 
     @property
     def is_offline(self) -> bool:
@@ -108,10 +110,21 @@ def kept(want: Want, means: Means) -> int:
     return partial.kept(folder, name, want.digest, want.size)
 
 
+def makes_room(want: Want, means: Means) -> int:
+    """The number of bytes of a file that an earlier run left where this one looks, and that need no more room."""
+    folder, name = _workplaces(want, means)[0]
+    return partial.makes_room(folder, name, want.digest, want.size)
+
+
+def workplace(want: Want, means: Means) -> Path:
+    """The folder where a file grows."""
+    return _workplaces(want, means)[0][0]
+
+
 def _workplaces(want: Want, means: Means) -> list[tuple[Path, str]]:
     """Where the file grows, and by which name: in the cache, or if that cannot be used, beside the target."""
     places = [(want.target.parent, want.target.name)]
-    if means.store:
+    if means.store and means.fills_store:
         # There other runs find what this one leaves, wherever their output goes.
         places.insert(0, (means.store.partials, want.digest))
     return places
@@ -165,11 +178,6 @@ def _from_near(want: Want, means: Means) -> How | None:
     return None
 
 
-def _copy(whole: Path, path: Path) -> bool:
-    files.copy(whole, path)
-    return True
-
-
 def _copy_verified(cached: Path, entry: FileEntry, means: Means, path: Path) -> bool:
     try:
         files.copy(cached, path)
@@ -179,18 +187,19 @@ def _copy_verified(cached: Path, entry: FileEntry, means: Means, path: Path) -> 
     if not is_right(path, entry):
         means.note(f"... {cached} is damaged; it is left as it is, and not used")
         return False
-    if means.store:
-        _keep(means, lambda store: store.put(entry.digest, path))
+    if means.store and means.fills_store:
+        _keep(means, means.store, lambda store: store.put(entry.digest, path))
     return True
 
 
-def _keep(means: Means, put: Callable[[Store], None]) -> None:
+def _keep(means: Means, store: Store, put: Callable[[Store], None]) -> bool:
     """What cannot be kept in the cache is no failure of the download."""
-    if means.store:
-        try:
-            put(means.store)
-        except DiskError as error:
-            means.note(f"... not kept in the cache: {error.what}")
+    try:
+        put(store)
+    except DiskError as error:
+        means.note(f"... not kept in the cache: {error.what}")
+        return False
+    return True
 
 
 def _place(want: Want, fill: Callable[[Path], bool]) -> bool:
@@ -247,6 +256,8 @@ def _obtain_in(
                 _from_sources(want, own, means, progress)
         except BaseException as error:
             own.close()
+            if isinstance(error, SourceError) and (how := _brought_by_another(want, means)):
+                return how  # while this process was stopped, say
             if isinstance(error, SourceError) and (held := partial.kept(folder, name, want.digest, want.size)):
                 error.hint = f"{error.hint}\n{held:,} bytes are kept; the next run goes on after them.".strip()
             raise
@@ -280,19 +291,36 @@ def _brought_by_another(want: Want, means: Means) -> How | None:
 
 def _deliver(own: Partial, want: Want, means: Means) -> None:
     """Put the file in its place; from the cache's folder, into the cache first."""
-    with files.disk_errors("Writing", want.target), own.whole() as whole:
-        if whole.parent == want.target.parent:
+    store = means.store
+    if not store or own.path.parent == want.target.parent:
+        with files.disk_errors("Writing", want.target), own.whole() as whole:
             _move(whole, want.target)
-            return
-        _keep(means, lambda store: store.keep(want.entry.digest, whole))
-        if whole.exists():  # it could not be kept
-            _place(want, lambda path: _copy(whole, path))
-            whole.unlink()
-        elif not _from_near(want, means):
-            raise DiskError(
-                f"{means.store and means.store.path(want.entry.digest)} was removed as soon as it was there",
-                hint="Another process collects what is in the cache. Run it again.",
-            )
+        return
+
+    def keep(store: Store) -> None:
+        with files.disk_errors("Writing", own.path), own.whole() as whole:
+            store.keep(want.entry.digest, whole)
+
+    if not _keep(means, store, keep):
+        _place(want, functools.partial(_copy_whole, own.path, want.entry))
+        with contextlib.suppress(OSError):
+            own.path.unlink()
+    elif not _from_near(want, means):
+        raise DiskError(
+            f"{store.path(want.entry.digest)} was removed as soon as it was there",
+            hint="Another process collects what is in the cache. Run it again.",
+        )
+
+
+def _copy_whole(whole: Path, entry: FileEntry, path: Path) -> bool:
+    """Copy what was verified, but could not be made durable where it lies, and verify it once more."""
+    files.copy(whole, path)
+    os.truncate(path, entry.size)  # behind its bytes there may still be a record
+    if not is_right(path, entry):
+        raise DiskError(
+            f"{whole} does not read as it was written", hint="Run it again without the cache, or with another one."
+        )
+    return True
 
 
 def _from_sources(want: Want, own: Partial, means: Means, progress: Callable[[int], None]) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omz_tools import download, files
@@ -26,21 +27,36 @@ def preview(plans: Sequence[Download], means: Means) -> str:
         for way, some in ways.items():
             kept = sum(download.kept(want, means) for want in some) if way.startswith("to fetch") else 0
             lines.append(f"  {_amount(some)} {way}" + (f", {size_text(kept)} kept of an earlier run" if kept else ""))
-    for folder, size in needed(plans, means):
+    for folder, size in _needed(plans, means):
         lines.append(f"{size_text(size)} needed in {folder}, {size_text(files.disk_of(folder)[1])} free")
     return "\n".join(lines)
 
 
-def check_room(plans: Sequence[Download], means: Means) -> None:
-    """Raise DiskError if a disk has no room for what the plans need on it."""
-    for folder, size in needed(plans, means):
+def fitting(plans: Sequence[Download], means: Means) -> Means:
+    """The means with which the plans fit on the disks: where the cache has no room, nothing is added to it.
+
+    Raises:
+        DiskError: the disk of the output has no room, even so.
+    """
+    if means.store and means.fills_store:
+        for folder, size in _needed(plans, means):
+            if (free := files.disk_of(folder)[1]) < size:
+                means.note(
+                    f"... {size_text(size)} are needed in {folder} and {size_text(free)} are free; "
+                    f"doing without adding to the cache {means.store.folder}"
+                )
+                means = replace(means, fills_store=False)
+                break
+    for folder, size in _needed(plans, means):
         files.room_for(folder, size)
+    return means
 
 
-def needed(plans: Sequence[Download], means: Means) -> list[tuple[Path, int]]:
-    """The bytes that the plans need on each disk, with a folder on it."""
+def _needed(plans: Sequence[Download], means: Means) -> list[tuple[Path, int]]:
+    """The bytes that the plans need on each disk, with a folder on it, besides what is kept of earlier runs."""
     sizes: Counter[int] = Counter()
     folders: dict[int, Path] = {}
+    kept: set[tuple[Path, str]] = set()
 
     def need(folder: Path, size: int) -> None:
         disk, _ = files.disk_of(folder)
@@ -50,9 +66,13 @@ def needed(plans: Sequence[Download], means: Means) -> list[tuple[Path, int]]:
     for plan in plans:
         for want, how in plan.wants:
             if how is not How.IN_PLACE:
-                need(plan.folder, want.entry.size)
-                if how is not How.CACHED and means.store and _is_writable(means.store.folder):
-                    need(means.store.folder, want.entry.size)
+                need(plan.folder, want.size)
+                if how is not How.CACHED and means.store and means.fills_store and _is_writable(means.store.folder):
+                    need(means.store.folder, want.size)
+                place = (download.workplace(want, means), want.digest)
+                if how is How.FETCHED and place not in kept:
+                    kept.add(place)
+                    need(place[0], -download.makes_room(want, means))
     return [(folders[disk], size) for disk, size in sizes.items()]
 
 

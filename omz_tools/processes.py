@@ -12,7 +12,7 @@ _NUMBER = 6
 
 
 def tag() -> str:
-    """This process, as 16 hexadecimal digits: the system as it was started, its number space, and the number in it."""
+    """What names this process, 16 hexadecimal digits: the system since its start, a space of numbers, and its number."""
     return f"{_system() or 0:0{TAG - _NUMBER}x}{os.getpid() % 16**_NUMBER:0{_NUMBER}x}"
 
 

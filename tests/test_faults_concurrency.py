@@ -41,6 +41,14 @@ for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
     ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 os.execv(sys.argv[1], sys.argv[1:])
 """
+# Bytes, a folder, a command: the folder is a disk of so many bytes while the command runs.
+ON_SMALL_DISK = """
+size=$0 place=$1; shift
+mkdir -p "$place" && cp -a "$place" "$place.before" && mount -t tmpfs -o size=$size small "$place" || exit 99
+cp -a "$place.before/." "$place" && "$@"; status=$?
+cp -a "$place" "$place.after"; umount "$place"; rm -r "$place" "$place.before"; mv "$place.after" "$place"
+exit $status
+"""
 MOUNT_READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
 
 
@@ -325,6 +333,76 @@ def test_a_cache_that_is_read_only_gives_out_what_it_has_and_a_miss_says_so(
                     path.chmod(0o755)
         hit.through()
         miss.through(kept=False)
+
+
+# ---- A disk that is too small
+
+
+def small_disk(place: Path, size: int) -> tuple[str, ...]:
+    command = ("unshare", "--mount", "sh", "-c", ON_SMALL_DISK, str(size), str(place))
+    with contextlib.suppress(OSError):
+        if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+            return command
+    pytest.skip("nothing can be mounted here")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_leftover_is_gone_on_from_on_a_disk_with_room_for_the_rest_alone(make: Make, cached: bool) -> None:
+    scene = make(cached=cached)
+    place = scene.cache if cached else scene.below / "out"
+    with Hub(scene.repository, token=TOKEN, rate=8e6) as hub:
+        scene.watch(hub)
+        left_by_a_kill(scene, hub)
+        kept = scene.kept()
+        missing = SIZE - length(kept)
+        disk = small_disk(place, SIZE + MIB // 4)
+        preview = scene.start(hub, "--dry_run", before=disk).end()
+        assert (preview.status, preview.err) == (0, "")
+        # The cache is another disk than the output.
+        assert f"{missing / 1e6:.1f} MB needed in {place}" in preview.out
+        scene.asked.clear()
+        done = scene.start(hub, before=disk).end()
+        assert (done.status, done.err) == (0, "")
+        assert overlap(scene.asked, kept) == 0
+        scene.through()
+
+
+def test_a_cache_without_room_is_done_without_and_gives_out_what_it_has(make: Make, tmp_path: Path) -> None:
+    hit = make(2 * MIB, cached=True, seed=1)
+    miss = Scene(tmp_path, SIZE, cached=True, seed=2, name="other")
+    with Hub(hit.repository, token=TOKEN) as hub:
+        assert hit.start(hub, out="before").end().status == 0
+        hub.requests.clear()
+        disk = small_disk(hit.cache, 3 * MIB)
+        done = hit.start(hub, "--name", "tiny,other", before=disk).end()
+        assert (done.status, done.err) == (0, "")
+        assert f"doing without adding to the cache {hit.cache}" in done.out
+        assert "... from the cache" in done.out
+        assert {request.rpartition("/")[2] for request in hub.requests} == {miss.file}
+        hit.through()
+        miss.through(kept=False)
+
+
+def test_where_the_output_has_no_room_the_hint_is_about_that(make: Make) -> None:
+    scene = make(cached=True)
+    with Hub(scene.repository, token=TOKEN) as hub:
+        done = scene.start(hub, before=small_disk(scene.below / "out", 3 * MIB)).end()
+        failed_cleanly(done)
+        assert f"needed in {scene.target().parents[1]}" in done.err
+        assert "-o/--output_dir" in done.err
+        assert hub.requests == []
+
+
+def test_a_cache_that_fills_up_meanwhile_is_done_without(make: Make) -> None:
+    scene = make(cached=True)
+    with Hub(scene.repository, token=TOKEN) as hub:
+        # The copy out of the cache, and what another process puts there after the look at the room.
+        plan = Plan(str(scene.cache), ("pwrite",), 5, "fail from then on", "ENOSPC")
+        done = scene.start(hub, plan=plan).end()
+        assert (done.status, done.err) == (0, "")
+        assert "doing without the cache" in done.out
+        scene.holds()
+        assert scene.target().read_bytes() == scene.data
 
 
 # ---- What lies about

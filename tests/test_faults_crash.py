@@ -277,6 +277,22 @@ def test_each_call_that_the_system_itself_fails_ends_the_same_way(situation: Sit
             judge(situation, done)
 
 
+@pytest.mark.parametrize("situation", ["a cache"], indirect=True)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_what_cannot_be_made_durable_in_the_cache_comes_all_the_same(situation: Situation, number: int) -> None:
+    scene = situation.scene
+    situation.lay_out()
+    served = situation.hub.served
+    done = situation.run(Plan(str(scene.cache), ("fsync",), number, "fail from then on", "EIO"))
+    with telling(done.struck):
+        assert done.status == 0
+        assert "not kept in the cache" in done.out or number == 3
+        assert situation.hub.served - served == scene.size
+        scene.holds()
+        assert scene.target().read_bytes() == scene.data
+        situation.rerun(kept=False)
+
+
 # ---- Interrupted
 
 

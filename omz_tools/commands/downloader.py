@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         planned = [entry for entry in entries if entry.name in plans]
         todo = [plans[entry.name] for entry in planned]
         reporter.note(preview.preview(todo, means))
-        preview.check_room(todo, means)
+        means = preview.fitting(todo, means)
         if not args.dry_run:
             with reporter.running(sum(plan.missing for plan in todo)):
                 failed += each(planned, lambda entry: pipeline.carry_out(plans[entry.name], means, reporter))
