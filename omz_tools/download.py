@@ -1,6 +1,7 @@
 """One pinned file, from wherever it can be had, to verified bytes in place."""
 
 import contextlib
+import errno
 import functools
 import os
 import random
@@ -91,8 +92,16 @@ def is_right(path: Path, entry: FileEntry) -> bool:
 
 
 def foresee(want: Want, means: Means) -> How:
-    """How a file will come to be in place; what is in place already is verified, what a cache has is not yet."""
+    """How a file will come to be in place; what is in place already is verified, what a cache has is not yet.
+
+    Raises:
+        DiskError: what is in place is a folder, or cannot be read, or its name cannot be written here.
+    """
     entry = want.entry
+    with files.disk_errors("Writing", want.target):
+        os.fsencode(want.target)
+        if want.target.is_dir() and not want.target.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     with files.disk_errors("Reading", want.target):
         if is_right(want.target, entry):
             return How.IN_PLACE

@@ -30,11 +30,18 @@ _KERNEL_CHUNK = 64 << 20
 UNCHANGED = (
     "Make room there, or choose a folder you may write to with -o/--output_dir. What was there before is unchanged."
 )
+_OTHER_KIND = (
+    "A folder lies where a file is to be, or a file where a folder is to be. Move it away, or choose another folder "
+    "with -o/--output_dir. What was there before is unchanged."
+)
+_NO_NAME = "Run it in a UTF-8 locale, such as LC_ALL=C.UTF-8, or with PYTHONUTF8=1. Nothing was changed."
 
 # Device names of Windows: a file called so cannot be created there, whatever its extension.
-_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$", "clock$"}
 _DEVICES |= {port + number for port in ("com", "lpt") for number in "123456789¹²³"}
 _FORBIDDEN = frozenset('<>:"|?*\\')
+# Unicode's categories of what is not to be seen, breaks a line, or turns what follows around; and halves of characters.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class RelativeName(str):
@@ -56,7 +63,7 @@ class RelativeName(str):
         for part in text.split("/"):
             if part in ("", ".", ".."):
                 raise ValueError(f"{text!r} has a part {part!r}: a path must name a file below its folder")
-            if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 or c in _FORBIDDEN for c in part):
+            if any(c in _FORBIDDEN or unicodedata.category(c) in _INVISIBLE for c in part):
                 raise ValueError(f"{text!r} has a character that no file name may have everywhere")
             if part[-1] in ". " or part[0] == " ":
                 raise ValueError(f"{text!r}: {part!r} begins or ends in a way that Windows changes silently")
@@ -74,16 +81,21 @@ class RelativeName(str):
 
 @contextmanager
 def disk_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turn an OSError into a DiskError that says what was being done, where, and what to do."""
+    """Turn an OSError into a DiskError that says what was being done, where, and what to do.
+
+    So is a name turned that the encoding of the file system has no way to write.
+    """
     try:
         yield
     except BrokenPipeError:
         raise  # whoever reads our output has gone; no disk's fault
     except OSError as error:
         reason = error.strerror or str(error)
+        hint = _OTHER_KIND if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST) else UNCHANGED
+        raise DiskError(f"{doing} {path} failed: {reason}", hint=hint) from error
+    except UnicodeEncodeError as error:
         raise DiskError(
-            f"{doing} {path} failed: {reason}",
-            hint=UNCHANGED,
+            f"{doing} {path} failed: file names here are in {error.encoding}, which cannot express it", hint=_NO_NAME
         ) from error
 
 

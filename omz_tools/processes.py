@@ -12,7 +12,7 @@ _NUMBER = 6
 
 
 def tag() -> str:
-    """What names this process, 16 hexadecimal digits: the system since its start, a space of numbers, and its number."""
+    """What names this process, 16 hexadecimal digits: the system since its start, and a number in it."""
     return f"{_system() or 0:0{TAG - _NUMBER}x}{os.getpid() % 16**_NUMBER:0{_NUMBER}x}"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from omz_tools import files
 from omz_tools.errors import DiskError, OmzError, StoppedError
-from omz_tools.files import disk_errors, replacing, room_for
+from omz_tools.files import RelativeName, disk_errors, replacing, room_for
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -378,3 +378,37 @@ def test_a_disk_that_cannot_be_looked_at_is_a_disk_error(tmp_path: Path, monkeyp
 def test_room_in_a_folder_whose_name_is_too_long_is_no_traceback(tmp_path: Path) -> None:
     with pytest.raises(DiskError):
         room_for(tmp_path / ("c" * 300), 1 << 60)
+
+
+# RelativeName
+
+
+@pytest.mark.parametrize(
+    "char", ["\u202e", "\u200b", "\u2028", "\u2029", "\u00ad", "\ufeff", "\u2066", "\U000e0041"], ids=ascii
+)
+def test_a_name_with_what_is_not_to_be_seen_or_turns_the_line_around_is_refused(char: str) -> None:
+    with pytest.raises(ValueError, match="no file name may have everywhere"):
+        RelativeName.parse(f"folder/weights{char}gpj.bin")
+
+
+@pytest.mark.parametrize("name", ["clock$", "CLOCK$.txt", "a/Clock$"])
+def test_the_clock_of_windows_is_no_file(name: str) -> None:
+    with pytest.raises(ValueError, match="device name"):
+        RelativeName.parse(name)
+
+
+def test_names_of_other_scripts_are_kept() -> None:
+    for name in ("語.json", "é/weights.bin", "क्षि", "\U0001f600"):
+        assert RelativeName.parse(name) == name
+
+
+# What is of another kind
+
+
+def test_the_hint_fits_what_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for fails in (lambda: (tmp_path / "file").replace(tmp_path / "folder"), lambda: (tmp_path / "file" / "x").touch()):
+        with pytest.raises(DiskError) as caught, disk_errors("Writing", tmp_path):
+            fails()
+        assert "Move it away" in caught.value.hint

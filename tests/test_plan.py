@@ -104,6 +104,32 @@ def test_the_preview_of_several_models_adds_up_and_a_broken_descriptor_stops_no_
     assert is_pinned(tmp_path / "public" / "two" / "gpt2", hub)
 
 
+def test_a_folder_where_a_file_is_to_be_is_an_error_before_anything_is_asked_for(
+    download: Command, tmp_path: Path, hub: Hub
+) -> None:
+    (tmp_path / BELOW / "vocab.json").mkdir(parents=True)
+    done = download()
+    assert done.returncode == 1
+    assert "vocab.json failed: Is a directory\nA folder lies where a file is to be" in done.stderr
+    assert "Make room" not in done.stderr
+    assert hub.requests == []
+
+
+def test_a_name_that_the_file_system_cannot_express_is_an_error_that_says_so(
+    run: Command, tmp_path: Path, tiny: Path
+) -> None:
+    path = tmp_path / "models" / "tiny" / "model.yml"
+    path.write_text(path.read_text().replace("gpt2/vocab.json", "gpt2/語.json"), encoding="utf-8")
+    words = ("omz_downloader", "--models_dir", "models", "--name", "tiny")
+    ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run(*words, "--cache_dir", "cache", **ascii)
+    assert done.returncode == 1
+    assert done.stderr.count("########## Error: ") == 1
+    assert "\\u8a9e.json failed: file names here are in " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run(*words).returncode == 0
+
+
 @pytest.mark.parametrize("number", ["0", "65", "x", "-1", "4.0"])
 def test_a_number_of_connections_that_is_none_is_wrong_usage(download: Command, number: str) -> None:
     done = download(f"--connections={number}")
