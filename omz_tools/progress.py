@@ -77,6 +77,18 @@ class _Transfer:
         return f"{amount}, {speed}" + (f", {left} left" if self.size > 0 and speed != "waiting" else "")
 
 
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around what writes the output of a command: whatever keeps it from its reader is raised as a BrokenPipeError.
+
+    Where files are written, other errors of the system are taken for those of their disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BrokenPipeError(error.errno, error.strerror) from error
+
+
 class Reporter:
     """Headings, notes and errors as text: notes to standard output, errors to standard error.
 
@@ -110,7 +122,7 @@ class Reporter:
         self._put(stream, "".join(f"{label}{line}\n" for line in text.split("\n")))
 
     def _put(self, stream: TextIO, lines: str) -> None:
-        with self._output:
+        with self._output, writing():
             stream.write(lines)
             stream.flush()
 
@@ -279,7 +291,7 @@ class TerminalReporter(Reporter):
                 self._draw([])
 
     def _put(self, stream: TextIO, lines: str) -> None:
-        with self._output:
+        with self._output, writing():
             bars = self._bars
             self._draw([])
             stream.write(lines)
@@ -305,7 +317,7 @@ class TerminalReporter(Reporter):
             bars += [Text(f"and {len(files) - room} more files")] if len(files) > room else []
             bars += [self._bar("TOTAL", "", self._all)] if self._all.size > 0 else []
             bars += [self._clock(model, *stage) for model, stage in self._stages.items()][:room]
-        with self._output:
+        with self._output, writing():
             self._draw(bars)
 
     def _clock(self, model: str, text: str, since: float) -> Text:

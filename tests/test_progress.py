@@ -18,12 +18,15 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import BIN
 
 from omz_tools import progress
 from omz_tools.errors import IntegrityError, SourceError
+from omz_tools.files import disk_errors
 from omz_tools.progress import JsonReporter, PlainReporter, Reporter, TerminalReporter
 
 MB = 1_000_000
@@ -727,3 +730,58 @@ def test_progress_events_are_few_and_the_last_one_is_there() -> None:
     assert sizes[0] == 1
     assert sizes[-1] == 1000
     assert len(sizes) < 10
+
+
+# ---- An output that cannot be written
+
+
+COMMANDS = [
+    ("omz_downloader", "--name", "gpt-2-mini"),
+    ("omz_downloader", "--name", "gpt-2-mini", "--progress_format", "json"),
+    ("omz_downloader", "--print_all"),
+    ("omz_converter", "--name", "gpt-2-mini"),
+    ("omz_cache", "list", "--cache_dir", "cache"),
+    ("omz_pin", "model.yml"),
+]
+
+
+def redirected(redirections: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", f'exec "$0" "$@" {redirections}', str(BIN / words[0]), *words[1:]]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", COMMANDS[:5], ids=" ".join)
+def test_an_output_that_is_full_is_one_line_of_error(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = redirected(">/dev/full", *words, folder=tmp_path)
+    assert done.returncode == 1
+    # With events for programs on it, text for people is on standard error.
+    assert done.stderr.endswith("########## Error: The output cannot be written: No space left on device\n")
+    assert ("Traceback" in done.stderr, done.stderr.count("Error")) == (False, 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams as a POSIX shell closes them")
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_an_output_that_is_closed_is_one_line_of_error(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = redirected(">&-", *words, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"{words[0]}: error: standard output is closed\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams as a POSIX shell closes them")
+def test_where_nobody_hears_of_errors_the_work_is_done_all_the_same(tmp_path: Path) -> None:
+    done = redirected("2>&-", "omz_downloader", "--name", "gpt-2-mini", folder=tmp_path)
+    assert (done.returncode, done.stdout.count("all verified")) == (0, 1)
+    done = redirected("2>&-", "omz_downloader", "--name", "nothing", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_log_that_is_full_is_not_taken_for_the_disk_of_the_files() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    reporter = PlainReporter(Full(), io.StringIO())
+    with pytest.raises(BrokenPipeError), disk_errors("Writing", Path("file")):
+        reporter.note("text")

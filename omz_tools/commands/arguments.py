@@ -1,6 +1,8 @@
 """What the commands share: choosing models, numbers of jobs, dashes or underscores, and the exit status."""
 
 import argparse
+import contextlib
+import errno
 import io
 import os
 import re
@@ -13,7 +15,7 @@ from pathlib import Path
 from omz_tools import __version__, zoo
 from omz_tools.descriptor import PRECISIONS
 from omz_tools.errors import OmzError, SelectionError
-from omz_tools.progress import Reporter
+from omz_tools.progress import Reporter, writing
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -27,6 +29,12 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse the arguments; a standard output that is closed ends the command."""
+        if sys.stderr is None:
+            # A file that is opened later must not get its number, and with it what libraries write there.
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        if sys.stdout is None:
+            self.exit(1, f"{self.prog}: error: standard output is closed\n")
         return self.parse_args([_underscored(word) for word in (sys.argv[1:] if argv is None else argv)])
 
     def add_selection(self) -> None:
@@ -65,7 +73,8 @@ class Parser(argparse.ArgumentParser):
             self.error(f"argument --name: {args.name!r} names no model")
         entries = zoo.find(args.models_dir)
         if args.print_all:
-            print("\n".join(entries))
+            with writing():
+                print("\n".join(entries), flush=True)
             sys.exit(0)
         return zoo.select(entries, _patterns(args))
 
@@ -162,7 +171,10 @@ def run(work: Callable[[], int], reporter: Reporter) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone; point standard output elsewhere so that nothing is said at exit.
+    except BrokenPipeError as error:
+        # Our output cannot be written; point standard output elsewhere so that nothing is said at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # a reader that has gone wants to know nothing more
+            with contextlib.suppress(OSError):
+                print(f"########## Error: The output cannot be written: {error.strerror}", file=sys.stderr)
         return 1
