@@ -8,7 +8,7 @@ from omz_tools import download, postprocess
 from omz_tools.descriptor import PRECISIONS
 from omz_tools.download import How, Want
 from omz_tools.errors import context
-from omz_tools.progress import Reporter, size_text
+from omz_tools.progress import Reporter, files_text, size_text
 from omz_tools.zoo import Model
 
 
@@ -71,7 +71,7 @@ def carry_out(plan: Download, means: download.Means, reporter: Reporter) -> None
             _postprocess(plan, reporter)
             successful = True
             total = size_text(sum(want.entry.size for want, _ in plan.wants))
-            reporter.about(model.name, f"{len(plan.wants)} files, {total}, all verified, are in {plan.folder}")
+            reporter.about(model.name, f"{files_text(len(plan.wants))}, {total}, all verified, are in {plan.folder}")
         finally:
             reporter.model_end(model.name, successful)
 

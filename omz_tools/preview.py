@@ -11,7 +11,7 @@ from omz_tools.connections import origin
 from omz_tools.descriptor import Source
 from omz_tools.download import How, Means, Want
 from omz_tools.pipeline import Download
-from omz_tools.progress import size_text
+from omz_tools.progress import files_text, size_text
 from omz_tools.sources import is_remote, location
 
 
@@ -83,8 +83,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _amount(wants: Sequence[Want]) -> str:
-    number = "1 file" if len(wants) == 1 else f"{len(wants)} files"
-    return f"{number}, {size_text(sum(want.entry.size for want in wants))}"
+    return f"{files_text(len(wants))}, {size_text(sum(want.entry.size for want in wants))}"
 
 
 def _way(want: Want, how: How, means: Means) -> str:

@@ -37,6 +37,11 @@ def size_text(size: float) -> str:
     return f"{size:,.1f} GB"
 
 
+def files_text(number: int) -> str:
+    """A number of files for people."""
+    return "1 file" if number == 1 else f"{number:,} files"
+
+
 class _Transfer:
     """Bytes on their way, of one file or of all files together.
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from conftest import BIN
 from crash import MIB, TOKEN, Done, Lab, Plan, Running, Scene, failed_cleanly, length, overlap, settled, wait_until
 from faults import sample
-from hub import Hub
+from hub import Handler, Hub
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, rights and mounts as Linux has them")
 
@@ -188,6 +189,31 @@ def test_one_that_is_stopped_is_not_waited_for_for_ever_and_succeeds_when_it_goe
         scene.through(*{out_of(n) for n in range(number)})
         # One of the others fetches in its place, and the rest wait for that one.
         assert hub.served <= 2 * SIZE
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_that_gets_no_answer_until_another_has_brought_the_file_takes_it(make: Make, layout: str) -> None:
+    """As when it was stopped meanwhile, and the server has given it up."""
+    cached, out_of = LAYOUTS[layout]
+    scene = make(cached=cached)
+    brought = threading.Event()
+
+    def interfere(handler: Handler) -> bool:
+        if len(hub.requests) > 1:
+            return False
+        brought.wait(60)
+        handler.refuse(404)
+        return True
+
+    with Hub(scene.repository, token=TOKEN, interfere=interfere) as hub:
+        first = scene.start(hub, out=out_of(0))
+        wait_until(lambda: len(hub.requests) == 1)
+        all_succeeded([scene.start(hub, out=out_of(1), plan=Plan(patience=IMPATIENT))])
+        served = hub.served
+        brought.set()
+        all_succeeded([first])
+        assert hub.served == served
+        scene.through(out_of(0), out_of(1))
 
 
 def test_one_that_is_stopped_while_it_looks_at_a_leftover_keeps_nobody_from_it(make: Make) -> None:

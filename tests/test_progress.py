@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -785,3 +786,17 @@ def test_a_log_that_is_full_is_not_taken_for_the_disk_of_the_files() -> None:
     reporter = PlainReporter(Full(), io.StringIO())
     with pytest.raises(BrokenPipeError), disk_errors("Writing", Path("file")):
         reporter.note("text")
+
+
+def test_one_file_is_one_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    model = tmp_path / "models" / "one" / "model.yml"
+    model.parent.mkdir(parents=True)
+    digest = hashlib.sha256(b"x").hexdigest()
+    model.write_text(
+        "description: x\ntask_type: text_generation\nlicense: https://example.org/license\nfiles:\n"
+        f"- {{name: file, size: 1, checksum: {{$type: sha256, value: {digest}}}, "
+        f"source: {{$type: local, path: {tmp_path / 'file'}}}}}\n"
+    )
+    done = redirected("2>&1", "omz_downloader", "--models_dir", "models", "--name", "one", folder=tmp_path)
+    assert "1 file, 1 B, all verified" in done.stdout, done.stdout

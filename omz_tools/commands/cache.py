@@ -12,7 +12,7 @@ from omz_tools import progress, results, zoo
 from omz_tools.commands.arguments import Parser, run, size
 from omz_tools.descriptor import Digest, Sha256
 from omz_tools.errors import OmzError
-from omz_tools.progress import PLAIN_SECONDS, Reporter, size_text
+from omz_tools.progress import PLAIN_SECONDS, Reporter, files_text, size_text
 from omz_tools.store import DAY, Entry, Removal, Store
 
 
@@ -68,11 +68,11 @@ def _list(store: Store, models_dirs: Iterable[Path], reporter: Reporter) -> int:
         names = ", ".join(owners.get(entry.digest, []))
         reporter.note(f"{size_text(entry.size):>9}  {_date(entry)}  {_name(entry)}  {names}".rstrip())
         total, count = total + entry.size, count + 1
-    reporter.note(f"{_files(count)}, {size_text(total)}, in {store.folder}")
+    reporter.note(f"{files_text(count)}, {size_text(total)}, in {store.folder}")
     left = list(store.collect(dry_run=True))
     if left:
         these = "it" if len(left) == 1 else "them"
-        reporter.note(f"Besides, {_files(len(left))}, {_room(left)}, left over; 'omz_cache gc' removes {these}.")
+        reporter.note(f"Besides, {files_text(len(left))}, {_room(left)}, left over; 'omz_cache gc' removes {these}.")
     for mistake in mistakes:
         reporter.error(mistake)
     return 1 if mistakes else 0
@@ -110,9 +110,9 @@ def _verify(store: Store, reporter: Reporter) -> int:
             reporter.note(f"{_name(entry)} {fault}")
         if time.monotonic() - said >= PLAIN_SECONDS:
             said = time.monotonic()
-            reporter.note(f"... {count} of {_files(len(entries))}, {size_text(done)} of {size_text(size)}")
+            reporter.note(f"... {count} of {files_text(len(entries))}, {size_text(done)} of {size_text(size)}")
     result = f"{damaged} of them damaged or not readable" if damaged else "all as their names say"
-    reporter.note(f"{_files(count)}, {size_text(done)}, in {store.folder}: {result}")
+    reporter.note(f"{files_text(count)}, {size_text(done)}, in {store.folder}: {result}")
     return 1 if damaged else 0
 
 
@@ -128,7 +128,7 @@ def _collect(store: Store, args: argparse.Namespace, reporter: Reporter) -> int:
             removed.append(removal)
             reporter.note(f"{will} {size_text(removal.size):>9}  {removal.path}  ({removal.why})")
     finally:
-        reporter.note(f"{will} {_files(len(removed))}, {_room(removed)}")
+        reporter.note(f"{will} {files_text(len(removed))}, {_room(removed)}")
     return 0
 
 
@@ -139,10 +139,6 @@ def _name(entry: Entry) -> str:
 def _date(entry: Entry) -> str:
     # A time that no calendar has is not worth an error.
     return time.strftime("%Y-%m-%d", time.localtime(min(max(entry.used, 0), time.time())))
-
-
-def _files(count: int) -> str:
-    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def _room(removals: Iterable[Removal]) -> str:

@@ -10,7 +10,7 @@ from omz_tools.commands.arguments import Parser, precisions, run, size
 from omz_tools.conversion import Outcome
 from omz_tools.conversion_plan import ONNX, Wish
 from omz_tools.errors import context
-from omz_tools.progress import size_text
+from omz_tools.progress import files_text, size_text
 from omz_tools.results import Results
 from omz_tools.store import Store
 from omz_tools.workers import Workers
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with reporter.on(entry.name), context(f"model {entry.name}"):
                 reporter.heading(f"Converting {entry.name}")
                 model = entry.load()
-                reporter.section(f"Checking {len(model.descriptor.files)} files")
+                reporter.section(f"Checking {files_text(len(model.descriptor.files))}")
                 plan = conversion_plan.plan(model, wish)
                 if args.dry_run:
                     conversion_plan.describe(plan, results, reporter.note)
