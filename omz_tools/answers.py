@@ -7,6 +7,7 @@ import time
 import urllib3
 
 from omz_tools.errors import SourceError, UnreachableError
+from omz_tools.showing import printable
 
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
@@ -40,7 +41,7 @@ def length(response: urllib3.HTTPResponse) -> int | None:
 
 
 def refusal(url: str, status: int, headers: urllib3.HTTPHeaderDict) -> SourceError:
-    """The error for a status that is neither success nor redirect: a TransientError if it may pass."""
+    """The error for a status of a URL (as it is shown), neither success nor redirect: transient if it may pass."""
     code = headers.get("X-Error-Code", "")
     text = f"{url} answered {status}" + (f" {code}" if code.isalnum() else "")
     if status in _TRANSIENT:
@@ -78,12 +79,13 @@ def unreachable(url: str, why: str) -> UnreachableError:
 
 
 def reason(error: BaseException) -> str:
-    """The innermost reason of a urllib3 error, without the pool and object names around it."""
+    """The innermost reason of a urllib3 error, without the pool and object names around it; may be printed."""
     while inner := next((e for e in _nested(error) if isinstance(e, BaseException)), None):
         error = inner
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition(": ")[2] if "object at 0x" in str(error) else str(error) or type(error).__name__
+    text = str(error).partition(": ")[2] if "object at 0x" in str(error) else str(error)
+    return printable(text) or type(error).__name__
 
 
 def _nested(error: BaseException) -> tuple[object, ...]:

@@ -1,7 +1,6 @@
 """Connections: proxies, certificates, and what a URL is to the library that connects."""
 
 import os
-import re
 import ssl
 import urllib.parse
 import urllib.request
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import urllib3
 
-from omz_tools.answers import reason
 from omz_tools.errors import SourceError
+from omz_tools.showing import shown
 
 # Connections to one host that wait for their next request.
 _KEPT_OPEN = 16
@@ -40,8 +39,9 @@ def parsed(url: str) -> urllib3.util.Url:
         parts = urllib3.util.parse_url(url)
         if parts.scheme not in ("http", "https") or not parts.host:
             raise ValueError("no http(s) URL with a host")
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        raise SourceError(f"{url} is not a usable URL: {reason(error)}") from error
+    except (urllib3.exceptions.HTTPError, ValueError):
+        # Without their own words, which hold the whole URL.
+        raise SourceError(f"{shown(url)} is not a usable URL with http or https and a host") from None
     return parts
 
 
@@ -65,8 +65,3 @@ def _certificates() -> ssl.SSLContext:
             f"the certificates in {bundle} cannot be read: {error}",
             hint="Correct REQUESTS_CA_BUNDLE or SSL_CERT_FILE, or unset it.",
         ) from error
-
-
-def shown(url: str) -> str:
-    """A URL as it may be printed: without user, password, query and fragment, which may be secrets."""
-    return re.sub(r"^(\w+://)[^/@]*@", r"\1", re.split(r"[?#]", url, maxsplit=1)[0])

@@ -15,6 +15,7 @@ from omz_tools.descriptor import HuggingFace
 from omz_tools.errors import IntegrityError, SourceError, UnreachableError
 from omz_tools.files import RelativeName
 from omz_tools.libraries import reason
+from omz_tools.showing import printable, shown
 from omz_tools.sources import offline_by_environment, open_source
 from omz_tools.transport import FIRST_ANSWER_SECONDS, READ_SECONDS, Transport
 
@@ -90,7 +91,7 @@ def look_up(repo: str, revision: str) -> Snapshot:
     if token and not re.fullmatch(r"[\x21-\x7e]+", token):  # the error of the library below would show it
         raise SourceError("the token holds a character that cannot be sent", hint="Check HF_TOKEN.")
     api = HfApi(token=token or False, library_name="omz_tools", library_version=__version__)
-    place = f"{constants.ENDPOINT}/{repo} at {revision}"
+    place = f"{shown(constants.ENDPOINT)}/{repo} at {revision}"
     try:
         commit = str(_within(FIRST_ANSWER_SECONDS, lambda: api.model_info(repo, revision=revision).sha))
         tree = _within(READ_SECONDS, lambda: list(api.list_repo_tree(repo, revision=commit, recursive=True)))
@@ -102,7 +103,7 @@ def look_up(repo: str, revision: str) -> Snapshot:
         ) from error
     except Exception as error:
         raise UnreachableError(
-            f"{place} cannot be looked up: {reason(error)}",
+            f"{place} cannot be looked up: {printable(reason(error))}",
             hint="Check the name, the network, the proxy (HTTPS_PROXY) and the certificates (REQUESTS_CA_BUNDLE), or "
             "name a mirror of the Hub with HF_ENDPOINT.",
         ) from error

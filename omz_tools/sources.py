@@ -1,5 +1,6 @@
 """Where a file may come from, and how to open each."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,24 @@ from omz_tools.connections import origin
 from omz_tools.descriptor import Digest, GoogleDrive, Http, HuggingFace, Local, Source
 from omz_tools.errors import SourceError, UnsupportedError
 from omz_tools.files import CHUNK
+from omz_tools.showing import shown
 from omz_tools.transport import Body, Transport
 
 
 def location(source: Source, folder: Path) -> str:
-    """The URL or path of a source; `folder` is the descriptor's, where local paths begin."""
+    """The URL or path of a source, as it may be shown; `folder` is the descriptor's, where local paths begin."""
+    place = _place(source, folder)
+    return shown(place) if is_remote(source) else place
+
+
+def key(source: Source, folder: Path) -> str:
+    """A name of a source that may be kept on disk: its location, and what tells URLs apart that are shown alike."""
+    shown_as, place = location(source, folder), _place(source, folder)
+    # Too short to test guesses of a password with; of two that are taken for one, neither gives wrong bytes.
+    return shown_as if shown_as == place else f"{shown_as} {hashlib.sha256(place.encode()).hexdigest()[:4]}"
+
+
+def _place(source: Source, folder: Path) -> str:
     match source:
         case HuggingFace(repo, revision, file):
             template: str = _hub().HUGGINGFACE_CO_URL_TEMPLATE
@@ -45,7 +59,7 @@ def open_source(
         SourceError: see `Transport.get`; for a local file, it cannot be read.
         UnsupportedError: a kind of source that is known and not supported.
     """
-    place = location(source, folder)
+    place = _place(source, folder)
     match source:
         case GoogleDrive():
             raise UnsupportedError(
@@ -118,7 +132,7 @@ def _hub() -> ModuleType:
             origin(endpoint)
         except SourceError:
             raise SourceError(
-                f"HF_ENDPOINT is {endpoint!r}, which is not a URL", hint="Set it to http(s)://HOST[:PORT]."
+                f"HF_ENDPOINT is {shown(endpoint)!r}, which is not a URL", hint="Set it to http(s)://HOST[:PORT]."
             ) from None
     from huggingface_hub import constants
 

@@ -14,7 +14,7 @@ from omz_tools.descriptor import FileEntry, Source
 from omz_tools.errors import IntegrityError, SourceError
 from omz_tools.files import CHUNK
 from omz_tools.partial import Partial
-from omz_tools.sources import location, open_source
+from omz_tools.sources import key, location, open_source
 from omz_tools.transport import Body, Transport
 
 # A large file is asked for in several pieces for each connection, so that a slow one holds up little.
@@ -70,7 +70,7 @@ class Transfer:
     ) -> None:
         self._source, self._folder, self._entry, self._partial = source, folder, entry, partial
         self._transport, self._manner = transport, manner
-        self._place = location(source, folder)
+        self._place, self._key = location(source, folder), key(source, folder)
         self._news = threading.Condition()
         # All below are guarded by it.
         self._pieces = deque(_pieces(partial.holes(), manner.connections if manner.ranges else 1))
@@ -225,7 +225,7 @@ class Transfer:
             first, end = piece.first, min(piece.end, piece.first + self._longest)
             if end == self._entry.size:
                 end = None
-        etag = self._partial.etag(self._place)
+        etag = self._partial.etag(self._key)
         with open_source(self._source, self._folder, self._transport, first=first, end=end, etag=etag) as body:
             with self._news:
                 if self._stopped:
@@ -248,7 +248,7 @@ class Transfer:
 
     def _accept(self, body: Body, piece: _Piece) -> None:
         """Look at what an answer is, and take it as the piece, or the whole file, that it is."""
-        size, known = self._entry.size, self._partial.etag(self._place)
+        size, known = self._entry.size, self._partial.etag(self._key)
         if body.total is not None and body.total != size:
             raise wrong(self._place, f"{body.total:,} bytes", f"{size:,}")
         if not body.ranges:
@@ -262,7 +262,7 @@ class Transfer:
         elif known and body.etag and body.etag != known:
             raise changed(self._place)
         if body.etag:
-            self._partial.remember(self._place, body.etag)
+            self._partial.remember(self._key, body.etag)
         if body.length is not None and body.length > piece.end - piece.first:
             # A server that takes no notice of where the part ends: to leave it there would waste what is on the way.
             while self._pieces and self._pieces[0].first == piece.end:

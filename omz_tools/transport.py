@@ -22,9 +22,10 @@ from omz_tools.answers import (
     refusal,
     unreachable,
 )
-from omz_tools.connections import origin, parsed, pool_for, shown
+from omz_tools.connections import origin, parsed, pool_for
 from omz_tools.errors import SourceError, StoppedError
 from omz_tools.partial import STRONG_ETAG
+from omz_tools.showing import printable, shown
 
 # Until a host has answered once, everything tried with it must fit into this; a person at a shell is waiting.
 FIRST_ANSWER_SECONDS = 8.0
@@ -42,7 +43,7 @@ class Body:
     """A successful answer, or a file that is read like one; iterating gives its raw bytes.
 
     Attributes:
-        url: what was asked for, before redirects.
+        url: what was asked for, before redirects, as it may be shown.
         first: the offset in the file of the first byte.
         length: the number of bytes that are to come; None where the server does not declare it.
         total: the size of the whole file; None where the server does not declare it.
@@ -124,7 +125,7 @@ class Transport:
                 wanted["If-Range"] = etag
         response = self._follow(url, token, wanted)
         try:
-            body = self._body(url, response, first if wanted else None)
+            body = self._body(shown(url), response, first if wanted else None)
             with self._lock:
                 self._open.append(body)
             try:
@@ -137,10 +138,12 @@ class Transport:
             response.close()
 
     def _body(self, url: str, response: urllib3.HTTPResponse, first: int | None) -> Body:
-        """`first` is the offset that was asked for, None if no part was."""
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding.lower() != "identity":
-            raise SourceError(f"{url} sent the file with Content-Encoding {encoding}, which was not asked for")
+        """`url` is what messages call it; `first` is the offset that was asked for, None if no part was."""
+        encoding = response.headers.get("Content-Encoding", "")
+        if {name.strip().lower() for name in encoding.split(",")} - {"identity", ""}:
+            raise SourceError(
+                f"{url} sent the file with Content-Encoding {printable(encoding)}, which was not asked for"
+            )
         etag = response.headers.get("ETag", "")
         strong = etag if re.fullmatch(STRONG_ETAG, etag) else None
         declared = length(response)
@@ -173,32 +176,33 @@ class Transport:
             raise TransientError(f"the transfer from {url} broke off: {reason(error)}") from error
 
     def _follow(self, url: str, token: str | None, wanted: dict[str, str]) -> urllib3.HTTPResponse:
-        asked, seen = url, {url}
+        asked, seen, name = url, {url}, shown(url)
         while True:
             headers = {"User-Agent": f"omz_tools/{__version__}", "Accept-Encoding": "identity", **wanted}
             if token and origin(url) == origin(asked):
                 headers["Authorization"] = f"Bearer {token}"
-            response = self._ask(url, headers, asked if url == asked else shown(url))
+            response = self._ask(url, headers, shown(url))
             if response.status in (200, 206):
                 return response
             status, answer = response.status, response.headers
             response.close()
             if status == 416:
-                raise RangeError(f"{asked} answered 416 to {wanted.get('Range', 'no range')}")
+                raise RangeError(f"{name} answered 416 to {wanted.get('Range', 'no range')}")
             if status not in (301, 302, 303, 307, 308):
-                raise refusal(asked, status, answer)
+                raise refusal(name, status, answer)
+            target = answer.get("Location", "")
+            if not target:
+                raise SourceError(f"{name} answered {status}, a redirect, and does not say where to")
             try:
-                following = urllib.parse.urljoin(url, answer.get("Location", ""))
+                following = urllib.parse.urljoin(url, target)
             except ValueError:
-                raise SourceError(
-                    f"{asked} redirects to {shown(answer.get('Location', ''))!r}, which is no URL"
-                ) from None
+                raise SourceError(f"{name} redirects to {shown(target)}, which is no URL") from None
             if following in seen or len(seen) > MAX_REDIRECTS:
-                raise SourceError(f"{asked} redirects in a circle, or more than {MAX_REDIRECTS} times")
+                raise SourceError(f"{name} redirects in a circle, or more than {MAX_REDIRECTS} times")
             if not following.startswith(("http://", "https://")):
-                raise SourceError(f"{asked} redirects to {shown(following)}, which is not http or https")
+                raise SourceError(f"{name} redirects to {shown(following)}, which is not http or https")
             if url.startswith("https:") and following.startswith("http:"):
-                raise SourceError(f"{asked} redirects from https to http ({shown(following)}); that is not followed")
+                raise SourceError(f"{name} redirects from https to http ({shown(following)}); that is not followed")
             seen.add(following)
             url = following
 

@@ -1258,6 +1258,103 @@ def test_what_a_signed_address_carries_is_not_shown(place: Place, server: Faulty
     assert "s3cr3t" not in outcome.said
 
 
+def says(head: str) -> Answer:
+    """An answer of just these characters, and an end."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.raw(head.encode("latin-1"))
+        exchange.cut()
+
+    return answer
+
+
+USELESS = {
+    "a refusal": refusing(404),
+    "a refusal that may pass": refusing(503),
+    "nothing": hanging_up,
+    "another file": File(MIDDLE[::-1]),
+    "a shorter file": File(MIDDLE[:-1]),
+    "an encoding": File(MIDDLE, extra={"Content_Encoding": "gzip"}),
+    "another part": lambda exchange: exchange.head(206, Content_Range="bytes 5-9/10", Content_Length=5),
+    "a part that is refused": refusing(416),
+    "a circle": redirecting(""),
+    "a way to nowhere": redirecting("//"),
+    "no HTTP": says("SSH-2.0-OpenSSH\r\n"),
+    "a file that changes": in_turn(File(MIDDLE, etag='"one"', ranges="open"), then=File(MIDDLE, etag='"two"')),
+}
+
+
+@pytest.mark.parametrize("kind", USELESS)
+def test_what_the_address_of_a_source_carries_is_neither_shown_nor_kept(
+    place: Place, server: FaultyServer, kind: str
+) -> None:
+    server.answer, server.cut_every = USELESS[kind], 5 * MIB
+    outcome = place.fetch(f"http://me:s3cr3t@{server.host}/file?token=s3cr3t#s3cr3t", attempts=2, connections=4)
+    assert isinstance(outcome.error, SourceError | IntegrityError) or kind == "a file that changes"
+    assert outcome.error is None or server.host in outcome.said
+    assert "s3cr3t" not in outcome.said
+
+
+@pytest.mark.parametrize("address", ["http://me:s3cr3t@127.0.0.1:port/file", "http://me:s3/cr3t@127.0.0.1/file"])
+def test_the_password_in_an_address_that_is_none_is_not_shown(place: Place, address: str) -> None:
+    outcome = place.fetch(address)
+    assert isinstance(outcome.error, SourceError)
+    assert "not a usable URL" in outcome.error.what
+    assert not re.search("s3|cr3t", outcome.said)
+
+
+def test_a_file_kept_for_later_goes_on_and_holds_no_secrets_of_its_address(place: Place, server: FaultyServer) -> None:
+    url = f"http://me:s3cr3t@{server.host}/file?token=s3cr3t"
+    server.answer, server.cut_every = in_turn(File(MIDDLE), then=refusing(503)), 5 * MIB
+    assert place.fetch(url, attempts=1).error
+    [kept] = hidden_below(place.folder)
+    assert b'"\\"one\\""' in kept.read_bytes()
+    assert b"s3cr3t" not in kept.read_bytes()
+    server.answer, server.cut_every = File(MIDDLE), None
+    server.forget()
+    assert place.fetch(url).how is How.FETCHED
+    assert server.requests[0].headers["if-range"] == '"one"'
+    assert server.sent == len(MIDDLE) - 5 * MIB
+
+
+def test_a_file_that_was_kept_is_not_taken_for_one_of_another_query(place: Place, server: FaultyServer) -> None:
+    server.answer, server.cut_every = in_turn(File(MIDDLE), then=refusing(503)), 5 * MIB
+    assert place.fetch(f"{server.url}/file?version=1", attempts=1).error
+    server.answer, server.cut_every = File(MIDDLE, etag='"another"'), None
+    server.forget()
+    assert place.fetch(f"{server.url}/file?version=2").how is How.FETCHED
+    assert "if-range" not in server.requests[0].headers
+
+
+# The title of the window, a wide character of control, and a letter that turns what follows.
+CONTROL = "\x1b]0;title\x07\x9b31m\xad"
+SPEAKING = {
+    "a status": says(f"HTTP/1.1 2{CONTROL} Whatever\r\n\r\n"),
+    "a version": says(f"HTTP/{CONTROL} 200 Whatever\r\n\r\n"),
+    "no HTTP": says(f"{CONTROL}\r\n"),
+    "an encoding": File(SMALL, extra={"Content_Encoding": CONTROL}),
+    "a part": lambda exchange: exchange.head(206, Content_Range=CONTROL, Content_Length=5),
+    "a code": refusing(404, X_Error_Code=CONTROL),
+    "a wait": refusing(503, Retry_After=CONTROL),
+    "a length": says(f"HTTP/1.1 200 Whatever\r\nContent-Length: 1, 2{CONTROL}\r\n\r\n"),
+    "a chunk": says(f"HTTP/1.1 200 Whatever\r\nTransfer-Encoding: chunked\r\n\r\n{CONTROL}\r\n"),
+    "a way": redirecting(f"ftp://127.0.0.1/{CONTROL}"),
+    "a way that is none": redirecting(f"http://[127.0.0.1/{CONTROL}"),
+    "a port": redirecting(f"http://127.0.0.1:{CONTROL}/"),
+    "a host": redirecting(f"http://{CONTROL}/"),
+    "a file": redirecting(f"http://127.0.0.1:9/{CONTROL}"),
+}
+
+
+@pytest.mark.parametrize("kind", SPEAKING)
+def test_what_a_server_says_reaches_the_terminal_as_text(place: Place, server: FaultyServer, kind: str) -> None:
+    place.data = SMALL
+    server.answer = SPEAKING[kind]
+    outcome = fetch_and_rerun(place, server, attempts=2)
+    assert outcome.error
+    assert all(line.isprintable() for line in outcome.said.splitlines())
+
+
 AUTHORITY = trustme.CA()
 
 
