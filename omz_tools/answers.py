@@ -48,6 +48,8 @@ def refusal(url: str, status: int, headers: urllib3.HTTPHeaderDict) -> SourceErr
         return TransientError(text, hint="Try again later.", retry_after=retry_after(headers.get("Retry-After", "")))
     if status == 403 or code == "GatedRepo":
         hint = "Accept the model's terms on its page there, and set HF_TOKEN to a token of that account."
+    elif status == 407:
+        hint = "Put name and password for the proxy into its address: HTTP_PROXY=http://NAME:PASSWORD@HOST:PORT."
     elif status == 401:
         hint = "Set HF_TOKEN to a token that may read this repository, or check the name of the repository."
     elif code == "RepoNotFound":

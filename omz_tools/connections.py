@@ -1,5 +1,6 @@
 """Connections: proxies, certificates, and what a URL is to the library that connects."""
 
+import http.client
 import os
 import ssl
 import urllib.parse
@@ -15,22 +16,55 @@ from omz_tools.showing import shown
 _KEPT_OPEN = 16
 
 
+class _Answer(http.client.HTTPResponse):
+    """An answer behind any number of interim ones (1xx), of which http.client itself skips "100 Continue" alone."""
+
+    def begin(self) -> None:
+        super().begin()
+        while 100 <= self.status < 200:
+            self.headers = None  # type: ignore[assignment]  # that is: not begun
+            super().begin()
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Answer
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
 def pool_for(proxy: str | None) -> urllib3.PoolManager:
     """Connections to any host, through a proxy if one is given. Raises SourceError if its address is none."""
     context = _certificates()
     if not proxy:
-        return urllib3.PoolManager(ssl_context=context, maxsize=_KEPT_OPEN)
+        return _with_own_connections(urllib3.PoolManager(ssl_context=context, maxsize=_KEPT_OPEN))
     try:
         address = parsed(proxy if "://" in proxy else f"http://{proxy}")
     except SourceError:
         # Not shown: it may hold a password.
         raise SourceError(
-            "the address of the proxy is not a usable URL", hint="Correct HTTP_PROXY or HTTPS_PROXY, or unset it."
+            "the address of the proxy is not a usable URL",
+            hint="Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or unset it.",
         ) from None
     headers = urllib3.make_headers(proxy_basic_auth=urllib.parse.unquote(address.auth)) if address.auth else None
-    return urllib3.ProxyManager(
-        address._replace(auth=None).url, proxy_headers=headers, ssl_context=context, maxsize=_KEPT_OPEN
+    url = address._replace(auth=None).url
+    return _with_own_connections(
+        urllib3.ProxyManager(url, proxy_headers=headers, ssl_context=context, maxsize=_KEPT_OPEN)
     )
+
+
+def _with_own_connections(manager: urllib3.PoolManager) -> urllib3.PoolManager:
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+    return manager
 
 
 def parsed(url: str) -> urllib3.util.Url:

@@ -26,13 +26,12 @@ from omz_tools.connections import origin, parsed, pool_for
 from omz_tools.errors import SourceError, StoppedError
 from omz_tools.partial import STRONG_ETAG
 from omz_tools.showing import printable, shown
+from omz_tools.throughput import SLOWEST, Throughput
 
 # Until a host has answered once, everything tried with it must fit into this; a person at a shell is waiting.
 FIRST_ANSWER_SECONDS = 8.0
 # Later a host may take its time between two reads.
 READ_SECONDS = 30.0
-# A body that comes more slowly than this, for so long, is given up; a timeout of each read does not end a drip.
-SLOWEST, SLOW_SECONDS = 1000, 30.0
 # The most that is read at once. What a killed process has read and not written is lost.
 STEP = 1 << 17
 MAX_REDIRECTS = 10
@@ -125,19 +124,20 @@ class Transport:
                 wanted["If-Range"] = etag
         response = self._follow(url, token, wanted)
         try:
-            body = self._body(shown(url), response, first if wanted else None)
-            with self._lock:
-                self._open.append(body)
-            try:
-                yield body
-            finally:
+            with Throughput(lambda: _shut_down(response)) as throughput:
+                body = self._body(shown(url), response, first if wanted else None, throughput)
                 with self._lock:
-                    self._open.remove(body)
+                    self._open.append(body)
+                try:
+                    yield body
+                finally:
+                    with self._lock:
+                        self._open.remove(body)
         finally:
             # Closed, not released: the rest of a body that nobody wants must not be waited for.
             response.close()
 
-    def _body(self, url: str, response: urllib3.HTTPResponse, first: int | None) -> Body:
+    def _body(self, url: str, response: urllib3.HTTPResponse, first: int | None, throughput: Throughput) -> Body:
         """`url` is what messages call it; `first` is the offset that was asked for, None if no part was."""
         encoding = response.headers.get("Content-Encoding", "")
         if {name.strip().lower() for name in encoding.split(",")} - {"identity", ""}:
@@ -147,8 +147,12 @@ class Transport:
         etag = response.headers.get("ETag", "")
         strong = etag if re.fullmatch(STRONG_ETAG, etag) else None
         declared = length(response)
-        chunks, abort = self._chunks(url, response), lambda: _shut_down(response)
+
+        def abort() -> None:
+            _shut_down(response)
+
         if response.status == 200:
+            chunks = self._chunks(url, response, throughput)
             return Body(url, 0, declared, declared, False, strong, chunks, abort)
         part = content_range(response.headers.get("Content-Range", ""))
         if first is None or part is None or part[0] != first:
@@ -156,24 +160,37 @@ class Transport:
                 f"{url} sent the part {response.headers.get('Content-Range')!r}, "
                 f"and {'none' if first is None else f'the one from {first}'} was asked for"
             )
-        return Body(url, first, part[1] - first, part[2], True, strong, chunks, abort)
+        length_of_part = part[1] - first
+        # Where the length is declared, the end is known without waiting, and the connection can be used again.
+        chunks = self._chunks(url, response, throughput, length_of_part if declared is None else None)
+        return Body(url, first, length_of_part, part[2], True, strong, chunks, abort)
 
-    def _chunks(self, url: str, response: urllib3.HTTPResponse) -> Iterator[bytes]:
-        began, received = time.monotonic(), 0
+    def _chunks(
+        self, url: str, response: urllib3.HTTPResponse, throughput: Throughput, most: int | None = None
+    ) -> Iterator[bytes]:
+        """The bytes of an answer; with `most`, what comes after so many is not waited for."""
+        while most != 0 and (chunk := self._step(url, response, throughput)):
+            throughput.count(len(chunk))
+            if most is not None:
+                chunk = chunk[:most]
+                most -= len(chunk)
+            yield chunk
+
+    def _step(self, url: str, response: urllib3.HTTPResponse, throughput: Throughput) -> bytes:
+        """The next bytes of a body, none at its end."""
+        chunk, failure = b"", None
         try:
-            # Not read(), which would wait for the whole step and let a drip of bytes go on for ever.
-            while chunk := response.read1(STEP, decode_content=False):
-                self.pause(0)
-                yield chunk
-                received += len(chunk)
-                seconds = time.monotonic() - began
-                if seconds >= SLOW_SECONDS:
-                    if received < SLOW_SECONDS * SLOWEST:
-                        raise TransientError(f"{url} sends less than {SLOWEST} bytes a second")
-                    began, received = time.monotonic(), 0
+            # Not read(), which would wait for the whole step.
+            chunk = response.read1(STEP, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            self.pause(0)
-            raise TransientError(f"the transfer from {url} broke off: {reason(error)}") from error
+            failure = error
+        self.pause(0)
+        # First, for what a connection gives after it was cut off is no part of the body.
+        if throughput.too_slow:
+            raise TransientError(f"{url} sends less than {SLOWEST} bytes a second") from failure
+        if failure:
+            raise TransientError(f"the transfer from {url} broke off: {reason(failure)}") from failure
+        return chunk
 
     def _follow(self, url: str, token: str | None, wanted: dict[str, str]) -> urllib3.HTTPResponse:
         asked, seen, name = url, {url}, shown(url)
@@ -190,21 +207,12 @@ class Transport:
                 raise RangeError(f"{name} answered 416 to {wanted.get('Range', 'no range')}")
             if status not in (301, 302, 303, 307, 308):
                 raise refusal(name, status, answer)
-            target = answer.get("Location", "")
-            if not target:
+            if not (target := answer.get("Location", "")):
                 raise SourceError(f"{name} answered {status}, a redirect, and does not say where to")
-            try:
-                following = urllib.parse.urljoin(url, target)
-            except ValueError:
-                raise SourceError(f"{name} redirects to {shown(target)}, which is no URL") from None
-            if following in seen or len(seen) > MAX_REDIRECTS:
+            url = _following(name, url, target)
+            if url in seen or len(seen) > MAX_REDIRECTS:
                 raise SourceError(f"{name} redirects in a circle, or more than {MAX_REDIRECTS} times")
-            if not following.startswith(("http://", "https://")):
-                raise SourceError(f"{name} redirects to {shown(following)}, which is not http or https")
-            if url.startswith("https:") and following.startswith("http:"):
-                raise SourceError(f"{name} redirects from https to http ({shown(following)}); that is not followed")
-            seen.add(following)
-            url = following
+            seen.add(url)
 
     def _ask(self, url: str, headers: dict[str, str], name: str) -> urllib3.HTTPResponse:
         """One request; `name` is what messages call `url`."""
@@ -254,7 +262,8 @@ class Transport:
         parts = parsed(url)
         proxy = None
         if not urllib.request.proxy_bypass(parts.host or ""):
-            proxy = urllib.request.getproxies().get(parts.scheme or "")
+            proxies = urllib.request.getproxies()
+            proxy = proxies.get(parts.scheme or "") or proxies.get("all")
         with self._lock:
             if proxy not in self._pools:
                 self._pools[proxy] = pool_for(proxy)
@@ -286,6 +295,19 @@ class Transport:
         if failures:
             raise failures[0]
         return results[0]
+
+
+def _following(name: str, url: str, target: str) -> str:
+    """The URL that a redirect from `url` to `target` leads to; raises SourceError if that must not be followed."""
+    try:
+        following = urllib.parse.urljoin(url, target)
+    except ValueError:
+        raise SourceError(f"{name} redirects to {shown(target)}, which is no URL") from None
+    if not following.startswith(("http://", "https://")):
+        raise SourceError(f"{name} redirects to {shown(following)}, which is not http or https")
+    if url.startswith("https:") and following.startswith("http:"):
+        raise SourceError(f"{name} redirects from https to http ({shown(following)}); that is not followed")
+    return following
 
 
 def _shut_down(response: urllib3.HTTPResponse) -> None:

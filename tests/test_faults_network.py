@@ -46,7 +46,7 @@ from faulty_server import (
     stalling,
 )
 
-from omz_tools import download, transport
+from omz_tools import download, throughput, transport
 from omz_tools.answers import RangeError, TransientError
 from omz_tools.descriptor import FileEntry, Http, Sha256
 from omz_tools.download import How, Means, Want
@@ -1084,7 +1084,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for half a minute otherwise."""
     monkeypatch.setattr(transport, "READ_SECONDS", 1.0)
     monkeypatch.setattr(transport, "FIRST_ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(transport, "SLOW_SECONDS", 1.0)
+    monkeypatch.setattr(throughput, "SLOW_SECONDS", 1.0)
 
 
 def halts(data: bytes, after: int, halt: Answer) -> Answer:
@@ -1183,6 +1183,66 @@ def test_a_server_that_answered_once_and_then_never_ends_a_head_ends_after_the_a
     assert isinstance(outcome.error, TransientError)
     assert re.search("no answer within 1 seconds|timed out", outcome.error.what)
     assert outcome.seconds < 8
+
+
+def drips_in_the_framing(of: str) -> Answer:
+    """A part whose bytes are in chunks, and then ten times a second a byte that is none of it, for too long."""
+
+    def drips(exchange: Exchange) -> None:
+        part = File(MIDDLE).part(exchange.request)
+        first, end = part or (0, len(MIDDLE))
+        headers = {"Content_Range": f"bytes {first}-{end - 1}/{len(MIDDLE)}"} if part else {}
+        exchange.head(206 if part else 200, Transfer_Encoding="chunked", **headers)
+        if of == "a trailer":
+            exchange.raw(b"%x\r\n" % (end - first))
+            exchange.body(memoryview(MIDDLE)[first:end])
+            exchange.raw(b"\r\n0\r\n")
+        else:
+            exchange.raw(b"1;")
+        for _ in range(150):
+            exchange.raw(b"X: x\r\n" if of == "a trailer" else b"x")
+            if exchange.server.ending.wait(0.1):
+                return
+
+    return drips
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_drip_in_the_framing_of_a_body_is_given_up(place: Place, server: FaultyServer, connections: int) -> None:
+    server.answer = drips_in_the_framing("a chunk")
+    outcome = fetch_and_rerun(place, server, connections, attempts=2)
+    assert isinstance(outcome.error, TransientError)
+    assert "less than 1000 bytes a second" in outcome.error.what
+    assert outcome.seconds < 10
+
+
+def test_what_is_behind_the_bytes_of_a_part_is_not_waited_for(place: Place, server: FaultyServer) -> None:
+    server.answer = drips_in_the_framing("a trailer")
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert outcome.seconds < 10
+    assert not waited(outcome)
+
+
+@pytest.mark.parametrize("status", [100, 101, 102, 103, 199])
+@pytest.mark.parametrize("through", ["directly", "a proxy"])
+def test_interim_answers_are_not_taken_for_the_answer(
+    place: Place, server: FaultyServer, status: int, through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(exchange: Exchange) -> None:
+        exchange.head(status)
+        exchange.head(status, Link="</style.css>; rel=preload", ETag='"interim"', Content_Length=7)
+        File(MIDDLE)(exchange)
+
+    server.answer = answer
+    with ForwardingProxy() as proxy:
+        if through == "a proxy":
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert server.sent == len(MIDDLE)
+    assert through == "a proxy" or server.connections == 4
 
 
 @pytest.mark.usefixtures("impatient")
@@ -1612,7 +1672,9 @@ def test_the_command_goes_on_where_an_earlier_one_had_to_end(downloader: Command
 
 
 def test_the_command_ends_a_drip_of_one_of_four_connections(downloader: Commands, server: FaultyServer) -> None:
-    downloader.before = "import omz_tools.transport as t\nt.SLOW_SECONDS = t.READ_SECONDS = 1.0"
+    downloader.before = (
+        "from omz_tools import throughput, transport\nthroughput.SLOW_SECONDS = transport.READ_SECONDS = 1.0"
+    )
     write_model(downloader.folder / "models", "large", {"file": (DATA, f"{server.url}/file")})
     honest = File(DATA)
     server.answer = in_turn(honest, halts(DATA, MIB, drips_of(DATA)), then=honest)

@@ -17,7 +17,7 @@ from hub import Handler, Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omz_tools import transport as transport_module
+from omz_tools import throughput
 from omz_tools.answers import TransientError, retry_after
 from omz_tools.connections import origin
 from omz_tools.errors import OmzError, SourceError, UnreachableError
@@ -331,7 +331,7 @@ def test_a_redirect_that_leads_nowhere_is_an_error_of_the_source(server: Hub, lo
 
 def test_a_redirect_without_a_target_is_an_error_of_the_source(server: Hub) -> None:
     server.interfere = lambda handler: sends(b"", 302 if len(server.requests) < 50 else 404)(handler)
-    with pytest.raises(SourceError, match="redirects"):
+    with pytest.raises(SourceError, match="answered 302, a redirect, and does not say where to"):
         read(f"{server.endpoint}/file")
     assert server.requests == ["GET /file"]
 
@@ -381,8 +381,9 @@ def test_an_encoding_that_nobody_asked_for_is_an_error(server: Hub, encoding: st
         read(f"{server.endpoint}/file")
 
 
-def test_the_encoding_identity_is_none(server: Hub) -> None:
-    server.interfere = sends(b"the bytes", Content_Encoding="Identity")
+@pytest.mark.parametrize("encoding", ["Identity", "", "identity, identity", ", identity"])
+def test_the_encoding_identity_is_none(server: Hub, encoding: str) -> None:
+    server.interfere = sends(b"the bytes", Content_Encoding=encoding)
     assert read(f"{server.endpoint}/file") == b"the bytes"
 
 
@@ -513,7 +514,7 @@ def test_a_bundle_of_authorities_that_cannot_be_read_is_named(
 # ---- Proxies
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy"])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("scheme", ["http://", ""])
 def test_a_proxy_is_asked(server: Hub, monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str) -> None:
     monkeypatch.setenv(variable, server.endpoint.replace("http://", scheme))
@@ -525,6 +526,20 @@ def test_a_proxy_is_not_asked_for_hosts_it_is_not_for(server: Hub, monkeypatch: 
     monkeypatch.setenv("HTTP_PROXY", closed_port())
     monkeypatch.setenv("NO_PROXY", "elsewhere.invalid,127.0.0.1")
     assert read(f"{server.endpoint}/file") == b"the bytes"
+
+
+def test_the_proxy_of_a_scheme_comes_before_the_one_for_all(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", closed_port())
+    monkeypatch.setenv("HTTP_PROXY", server.endpoint)
+    assert read("http://behind-the-proxy.invalid/file") == b"the bytes"
+
+
+def test_a_proxy_that_wants_a_password_is_the_one_to_be_told(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.endpoint)
+    server.interfere = sends(b"", 407, Proxy_Authenticate="Basic")
+    with pytest.raises(SourceError, match="answered 407") as caught:
+        read("http://behind-the-proxy.invalid/file")
+    assert "HTTP_PROXY=http://NAME:PASSWORD@" in caught.value.hint
 
 
 def test_a_proxy_for_https_is_asked_for_a_tunnel(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -598,7 +613,7 @@ def drips(handler: Handler) -> bool:
 
 
 def test_a_drip_of_bytes_is_given_up(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(throughput, "SLOW_SECONDS", 0.5)
     server.interfere = drips
     began = time.monotonic()
     with pytest.raises(TransientError, match="less than 1000 bytes a second"):
