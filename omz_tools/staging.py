@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,8 +270,14 @@ def _within(path: Path) -> list[Path]:
 
 def _remove(path: Path) -> None:
     """Remove a file or a folder, or as much of it as can be."""
-    with contextlib.suppress(OSError):
+    earlier = sys.exception()
+    try:
         if stat.S_ISDIR(path.lstat().st_mode):
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
+    except OSError as error:
+        # A signal that comes just when rmtree has closed a folder makes it close that again, which fails.
+        signal = error.__context__
+        if isinstance(signal, KeyboardInterrupt | SystemExit) and signal is not earlier:
+            raise signal from None

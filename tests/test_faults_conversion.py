@@ -195,7 +195,7 @@ class Converter:
         checkpoints.pin_locally(repository, self.folder / f"models{seed}", "tiny")
         words = ["--models_dir", f"models{seed}", "--name", "tiny"]
         assert run_command("omz_downloader", *words, "-o", download_dir, cwd=self.folder).returncode == 0
-        return [str(BIN / "omz_converter"), *words, "-d", download_dir]
+        return [str(BIN / "omz_converter"), *words, "-d", download_dir, "--force"]
 
     def start(self, words: list[str], before: tuple[str, ...] = ()) -> Running:
         return Running(words, self.folder, {}, before)
@@ -301,7 +301,7 @@ FULL_DISK += 'find "$0" -name ".*" | grep staged && exit 99; cd "$0"; find . -ty
 def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
     converted: tuple[Converter, list[str], float], tmp_path: Path, spare: int
 ) -> None:
-    """Half-way in the ONNX file, which holds its weights here, or in one of the IRs."""
+    """Before anything is written, as far as that can be seen; half-way in one of the IRs."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("nothing can be mounted here")
     converter, words, _ = converted
@@ -313,7 +313,7 @@ def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
     command = ("unshare", "--mount", "sh", "-c", FULL_DISK, str(out), str(size), str(out), str(before))
     done = converter.start([*words, "-o", str(out)], command).end(300)
     failed_cleanly(done)
-    assert "unchanged" in done.err
+    assert "are needed in" in done.err if spare < 200_000 else "unchanged" in done.err
     digests = {f"./{p.relative_to(before)}": hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     said = [line.split(maxsplit=1) for line in done.out.splitlines() if "  ./" in line]
     assert {name: digest for digest, name in said} == digests
