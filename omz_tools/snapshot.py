@@ -107,6 +107,8 @@ def look_up(repo: str, revision: str) -> Snapshot:
             hint="Check the name, the network, the proxy (HTTPS_PROXY) and the certificates (REQUESTS_CA_BUNDLE), or "
             "name a mirror of the Hub with HF_ENDPOINT.",
         ) from error
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise SourceError(f"{place}: the Hub names the commit {printable(commit)!r}, which is none")
     # A name that a terminal cannot show may stand in no descriptor.
     files = {file.path: file for file in tree if isinstance(file, RepoFile) and file.path.isprintable()}
     return Snapshot(repo, commit, files)

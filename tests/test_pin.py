@@ -582,6 +582,20 @@ def test_a_hub_that_never_answers_costs_ten_seconds(pin: Pins) -> None:
     assert "no answer within 8 seconds" in error
 
 
+@pytest.mark.parametrize("commit", ["main", "\x1b]0;title\x07"])
+def test_a_commit_that_is_none_is_an_error_that_shows_it_as_text(pin: Pins, hub: Hub, commit: str) -> None:
+    hub.revision = commit
+    error = pin.fails()
+    assert "which is none" in error or "cannot be looked up" in error
+    assert all(line.isprintable() for line in error.splitlines())
+
+
+def test_a_password_in_the_address_of_the_hub_is_not_shown(pin: Pins) -> None:
+    error = pin.fails(HF_ENDPOINT="http://me:s3cr3t@127.0.0.1:9")
+    assert "http://127.0.0.1:9/openai-community/gpt2" in error
+    assert "s3cr3t" not in error
+
+
 @pytest.mark.parametrize("endpoint", ["huggingface.co", "ftp://127.0.0.1", "http://127.0.0.1:port"])
 def test_an_address_of_the_hub_that_is_none_is_an_error_that_shows_it(pin: Pins, endpoint: str) -> None:
     assert f"HF_ENDPOINT is {endpoint!r}" in pin.fails(HF_ENDPOINT=endpoint)
