@@ -112,16 +112,23 @@ class Partial:
         try:
             its, own = os.fstat(file), os.fstat(self._file)
             # A file that has another name, too, or another owner, is not to be written to.
-            if its.st_nlink == 1 and its.st_uid == own.st_uid:
+            if its.st_nlink > 1 or its.st_uid != own.st_uid:
+                return False
+            with contextlib.suppress(OSError):  # someone else was faster; or it is done, and just the answer was lost
                 left.rename(self.path)
-                file, self._file = self._file, file
-                with contextlib.suppress(OSError):
-                    os.fchmod(self._file, stat.S_IMODE(own.st_mode))
-                return True
-        except OSError:  # someone else was faster
-            pass
+            if not self._is_named(its):
+                return False
+            file, self._file = self._file, file
+            with contextlib.suppress(OSError):
+                os.fchmod(self._file, stat.S_IMODE(own.st_mode))
+            return True
         finally:
             leases.close(file)
+
+    def _is_named(self, status: os.stat_result) -> bool:
+        """Whether a file has the name that is this one's."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(self.path.lstat(), status)
         return False
 
     @property
@@ -184,7 +191,8 @@ class Partial:
         os.fsync(self._file)
         os.ftruncate(self._file, self.size)
         os.fsync(self._file)
-        if not self.path.exists():
+        if not self._is_named(os.fstat(self._file)):
+            self.path.unlink(missing_ok=True)
             with self.path.open("xb") as copy, os.fdopen(os.dup(self._file), "rb") as source:
                 source.seek(0)
                 shutil.copyfileobj(source, copy, files.CHUNK)
@@ -193,7 +201,8 @@ class Partial:
 
     def close(self, *, keep: bool = True) -> None:
         """Let go of the file: it stays for a later run if it has enough bytes and was not moved into place."""
-        keep = keep and self.held >= WORTH_KEEPING
+        # A signal may have come when a leftover was taken over, and nothing here knew yet of what it has.
+        keep = keep and max(self.held, _held(self.path, self.size)) >= WORTH_KEEPING
         self._let_go()
         if not keep:
             with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """Partial files: what was written is there after a kill, and nobody takes what someone else works at."""
 
+import contextlib
 import errno
 import os
 import random
@@ -458,3 +459,27 @@ def test_a_process_is_known_to_have_ended_only_when_it_has() -> None:
     assert not processes.has_ended(other)
     assert not processes.has_ended("0" * 10 + tag[10:])
     assert not processes.has_ended(tag[:10] + "0" * 6)
+
+
+@linux_only
+@pytest.mark.parametrize("call", ["rename", "fchmod", "ftruncate"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_whatever_ends_a_takeover_the_bytes_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, moment: str, error: type[BaseException]
+) -> None:
+    left_by_a_killed_process(tmp_path, (0, 1_100_000))
+    own = Partial.begin(tmp_path, "file", "ab", SIZE)
+    true = getattr(os, call)
+
+    def ends(*args: object) -> None:
+        if moment == "after":
+            true(*args)
+        raise error
+
+    monkeypatch.setattr(os, call, ends)
+    with contextlib.suppress(KeyboardInterrupt, DiskError):
+        own.adopt()
+    monkeypatch.undo()
+    own.close()
+    assert partial.kept(tmp_path, "file", "ab", SIZE) == 1_100_000
