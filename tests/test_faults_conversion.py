@@ -297,11 +297,11 @@ FULL_DISK = 'mount -t tmpfs -o size="$1" tmpfs "$2" && cp -r "$3/." "$2" && shif
 FULL_DISK += 'find "$0" -name ".*" | grep staged && exit 99; cd "$0"; find . -type f -exec sha256sum {} +; exit $status'
 
 
-@pytest.mark.parametrize("spare", [8_000, 100_000, 230_000])
+@pytest.mark.parametrize("spare", [180_000, 280_000, 400_000])
 def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
     converted: tuple[Converter, list[str], float], tmp_path: Path, spare: int
 ) -> None:
-    """Before anything is written, as far as that can be seen; half-way in one of the IRs."""
+    """There is room at first for the weights of the IRs, and then not for the ONNX file that holds its own beside."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("nothing can be mounted here")
     converter, words, _ = converted
@@ -313,7 +313,7 @@ def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
     command = ("unshare", "--mount", "sh", "-c", FULL_DISK, str(out), str(size), str(out), str(before))
     done = converter.start([*words, "-o", str(out)], command).end(300)
     failed_cleanly(done)
-    assert "are needed in" in done.err if spare < 200_000 else "unchanged" in done.err
+    assert "unchanged" in done.err
     digests = {f"./{p.relative_to(before)}": hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     said = [line.split(maxsplit=1) for line in done.out.splitlines() if "  ./" in line]
     assert {name: digest for digest, name in said} == digests
