@@ -1042,7 +1042,7 @@ NO_WAITS = [
 
 
 @pytest.mark.parametrize("status", sample([429], [429, 503]))
-@pytest.mark.parametrize("value", [*NO_WAITS, http_date(-3600)])
+@pytest.mark.parametrize("value", [*NO_WAITS, pytest.param(http_date(-3600), id="an hour ago")])
 def test_a_wait_that_means_nothing_is_no_wait(place: Place, server: FaultyServer, status: int, value: str) -> None:
     place.data = SMALL
     server.answer = in_turn(refusing(status, Retry_After=value), then=File(SMALL))
@@ -1053,7 +1053,9 @@ def test_a_wait_that_means_nothing_is_no_wait(place: Place, server: FaultyServer
 
 
 @pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("value", ["3600", "9" * 40, http_date(3600), "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize(
+    "value", ["3600", "9" * 40, pytest.param(http_date(3600), id="in an hour"), "Fri, 31 Dec 9999 23:59:59 GMT"]
+)
 @pytest.mark.parametrize("connections", sample([1], [1, 4]))
 def test_a_server_that_names_a_long_wait_is_given_up_at_once(
     place: Place, server: FaultyServer, status: int, value: str, connections: int
