@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -216,17 +217,21 @@ def test_one_that_gets_no_answer_until_another_has_brought_the_file_takes_it(mak
         scene.through(out_of(0), out_of(1))
 
 
-def test_one_that_is_stopped_while_it_looks_at_a_leftover_keeps_nobody_from_it(make: Make) -> None:
+@pytest.mark.parametrize("whose", ["of another system", "of a process that has ended"])
+def test_one_that_is_stopped_while_it_looks_at_a_leftover_keeps_nobody_from_it(make: Make, whose: str) -> None:
     scene = make()
     with Hub(scene.repository, token=TOKEN, rate=8e6) as hub:
         scene.watch(hub)
         left_by_a_kill(scene, hub)
         kept = scene.kept()
-        # It looks by trying to lock the leftover, in two ways.
+        if whose == "of another system":
+            [left] = scene.hidden()
+            left.rename(left.with_name(re.sub(r"[0-9a-f]{16}-", f"{0:016x}-", left.name)))
+        # It looks by trying to lock the leftover, in two ways; or has begun, and is going to take it over.
         looks = scene.start(hub, plan=Plan(str(scene.below), ("flock",), 2, "SIGSTOP"))
         wait_until(lambda: looks.is_stopped)
         scene.asked.clear()
-        all_succeeded([scene.start(hub)])
+        all_succeeded([scene.start(hub, plan=Plan(patience=IMPATIENT))])
         assert overlap(scene.asked, kept) == 0
         looks.send(signal.SIGCONT)
         all_succeeded([looks])
