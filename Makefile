@@ -26,9 +26,9 @@ run: $(VENV)/run.stamp
 	@echo "  $(BIN)/omz_converter --name gpt-2 -d $(MODELS)"
 	@echo "  $(BIN)/python demos/next_tokens.py $(MODELS)/public/gpt-2 \"$(PROMPT)\""
 
-# A file's tests stay together: some share a model that takes a while to convert.
+# A file's tests stay together: some share a model that takes a while to convert. The order is that of tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Kills, failing system calls, cuts and flipped bits in their full number; about an hour.
 test-faults: $(VENV)/dev.stamp

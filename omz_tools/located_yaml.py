@@ -5,6 +5,7 @@ few hundred bytes can expand for seconds), merge keys, tags, duplicate keys, dee
 1.1 takes for something else (`no`, `0x10`, `1:30`, dates).
 """
 
+import functools
 import math
 import re
 import types
@@ -252,14 +253,20 @@ def _bounded(node: Node, kind: Any, mistakes: list[Mistake]) -> Any:
     return value
 
 
+@functools.cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[dict[str, Any], dict[str, msgspec.structs.FieldInfo]]:
+    """The types of a struct's fields by name, and the fields by their keys; finding them out takes long."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    return get_type_hints(kind, include_extras=True), fields
+
+
 def _struct(node: Node, kind: type[msgspec.Struct], mistakes: list[Mistake]) -> Any:
     if not isinstance(node.value, dict):
         mistakes.append(node.mistake(f"a mapping is needed here, not {_name(node.value)}"))
         return None
     config = kind.__struct_config__
     before = len(mistakes)
-    hints = get_type_hints(kind, include_extras=True)
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    hints, fields = _fields(kind)
     found: dict[str, Any] = {}
     for key, value in node.value.items():
         if key in fields:

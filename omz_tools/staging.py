@@ -255,7 +255,8 @@ def _check(target: Path, *, is_folder: bool) -> None:
     code = 0
     if there and is_folder:
         code = 0 if stat.S_ISDIR(there.st_mode) else errno.ENOTDIR
-        code = code or (0 if os.access(target, os.W_OK) else errno.EACCES)
+        # Another run may have it in its hands for a moment.
+        code = code or (errno.EACCES if status_of(target) and not os.access(target, os.W_OK) else 0)
     elif there and stat.S_ISDIR(there.st_mode):
         code = errno.EISDIR
     if code:

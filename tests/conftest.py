@@ -13,7 +13,19 @@ from hub import Hub
 
 BIN = Path(sys.executable).parent
 
+# Files whose tests convert again and again. They begin first, so that at the end no processor waits for one of them.
+LONG = (
+    "test_faults_conversion", "test_conversion", "test_repeated_conversion", "test_onnx_export", "test_full_size",
+    "test_own_model", "test_model_optimizer", "test_staging", "test_ir", "test_wheel",
+)  # fmt: skip
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long before the others."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 def run_command(

@@ -14,7 +14,7 @@ import onnxruntime
 import openvino
 import pytest
 
-from omz_tools import checkpoint, descriptor, ir, onnx_export
+from omz_tools import binding, checkpoint, descriptor, ir, onnx_export
 
 CONVERT = """
 import sys
@@ -35,7 +35,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = checkpoints.write_repository(root / "tiny", checkpoints.TINY, seed=7)
     spec = descriptor.load(checkpoints.pin_locally(folder, root / "models", "tiny")).export
     assert spec is not None
-    onnx_export.export(checkpoint.load(folder), spec, root / "tiny.onnx")
+    read = checkpoint.load(folder)
+    binding.bind(onnx_export.trace(read, spec), read, spec, root / "tiny.onnx")
     return root / "tiny.onnx"
 
 

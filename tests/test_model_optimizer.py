@@ -19,7 +19,8 @@ import openvino
 import pytest
 from conftest import Command
 
-from omz_tools import checkpoint, ir, model_optimizer, onnx_export, verify
+from omz_tools import binding, checkpoint, ir, model_optimizer, onnx_export, verify
+from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import Export, InputInfo, Precision, TensorSpec
 from omz_tools.errors import ConversionError
 from omz_tools.model_optimizer import ModelOptimizer
@@ -55,6 +56,10 @@ def stand_in(folder: Path, text: str) -> ModelOptimizer:
     return ModelOptimizer(Path(sys.executable), program(folder / "mo", text))
 
 
+def export(read: Checkpoint, spec: Export, path: Path) -> None:
+    binding.bind(onnx_export.trace(read, spec), read, spec, path)
+
+
 def targets(folder: Path, name: str = "tiny") -> dict[Precision, Path]:
     xmls: dict[Precision, Path] = {p: folder / p / f"{name}.xml" for p in ("FP16", "FP32")}
     for xml in xmls.values():
@@ -67,14 +72,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as ONNX for Model Optimizer, under a passing name; its weights stay in gpt2/model.safetensors."""
     root = tmp_path_factory.mktemp("exported")
     folder = checkpoints.write_repository(root / "gpt2", checkpoints.TINY, seed=7)
-    onnx_export.export(checkpoint.load(folder), SPEC, root / ".0123.tiny.onnx")
+    export(checkpoint.load(folder), SPEC, root / ".0123.tiny.onnx")
     return root / ".0123.tiny.onnx"
 
 
 @pytest.fixture(scope="module")
 def exported_today(exported: Path) -> Path:
     """The same beside it, with the opset of our own way."""
-    onnx_export.export(checkpoint.load(exported.parent / "gpt2"), TODAY, exported.with_name("today.onnx"))
+    export(checkpoint.load(exported.parent / "gpt2"), TODAY, exported.with_name("today.onnx"))
     return exported.with_name("today.onnx")
 
 
@@ -86,7 +91,9 @@ def test_both_ways_answer_alike(exported: Path, exported_today: Path, tool: Mode
     source = checkpoint.load(exported.parent / "gpt2")
     theirs, ours = targets(tmp_path / "theirs"), targets(tmp_path / "ours")
     model_optimizer.convert(exported, "tiny", theirs, SPEC, INPUTS, tool)
-    figures = verify.prove(source, SPEC, exported, theirs)  # the contract, and PyTorch's answers
+    right = verify.reference(source, SPEC)  # PyTorch's answers
+    figures = [verify.compare(right, SPEC, what, path) for what, path in {"ONNX": exported, **theirs}.items()]
+    verify.judge(figures)
     assert [figure.what for figure in figures] == ["ONNX", "FP16", "FP32"]
 
     ir.convert(exported_today, "tiny", ours)
@@ -123,10 +130,12 @@ def test_the_bytes_are_the_same_everywhere_and_tell_nothing_of_the_machine(
 @needs_it
 def test_weights_inside_the_onnx_file(exported: Path, tool: ModelOptimizer, tmp_path: Path) -> None:
     source = checkpoint.load(exported.parent / "gpt2")
-    onnx_export.export(source, SPEC, tmp_path / "tiny.onnx")
+    export(source, SPEC, tmp_path / "tiny.onnx")
     xmls = targets(tmp_path)
     model_optimizer.convert(tmp_path / "tiny.onnx", "tiny", xmls, SPEC, INPUTS, tool)
-    assert len(verify.prove(source, SPEC, tmp_path / "tiny.onnx", xmls)) == 3
+    right = verify.reference(source, SPEC)
+    files = {"ONNX": tmp_path / "tiny.onnx", **xmls}
+    verify.judge(verify.compare(right, SPEC, what, path) for what, path in files.items())
 
 
 @needs_it
