@@ -102,9 +102,13 @@ class Worker:
         assert stream
         return stream
 
+    def kill(self) -> None:
+        """Kill the process. Whoever waits for it learns so: the streams stay open, for another thread may read them."""
+        self._process.kill()
+
     def end(self) -> None:
         """End the process, whatever it is at."""
-        self._process.kill()
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):  # what was not sent any more
@@ -163,7 +167,7 @@ class Workers:
             self.stopped = True
             self._news.notify_all()
             for worker in self._alive:
-                worker.end()
+                worker.kill()
 
 
 def _free_memory() -> int:
