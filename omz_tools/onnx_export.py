@@ -18,7 +18,7 @@ from omz_tools.pytorch_model import NAMING, configuration, settings, skeleton
 from omz_tools.stages import Ingredients
 
 # Goes up whenever this module makes another graph of the same ingredients.
-FORMAT = 1
+FORMAT = 2
 
 # Where the weights of a skeleton are said to lie. No file is called so: a skeleton is refused wherever it is loaded.
 UNBOUND = "omz_tools:unbound"
@@ -159,17 +159,16 @@ def _logits_of(model: Any) -> Any:
 def _register_attention() -> None:
     """Causal attention in two forms: one operator, which the exporter and OpenVINO keep; and steps for older opsets.
 
-    transformers would otherwise build a mask from the positions in the graph of every model.
+    transformers would otherwise build a mask from the positions in the graph of every model. It builds none for an
+    attention without a mask function.
     """
     torch, transformers = libraries.load("torch"), libraries.load("transformers")
     masking = libraries.load("transformers.masking_utils")
 
     def whole(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **_: Any) -> Any:
-        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        # PyTorch knows the shape of its result; scaled_dot_product_attention would be traced step by step to find it.
+        attended = torch.onnx.ops.attention(query, key, value, is_causal=True, scale=scaling)[0]
         return attended.transpose(1, 2), None
-
-    def no_mask(**_: Any) -> Any:
-        return None
 
     def in_steps(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **_: Any) -> Any:
         scores = torch.matmul(query, key.transpose(2, 3)) * scaling + mask
@@ -181,9 +180,9 @@ def _register_attention() -> None:
         later = position.unsqueeze(0) > position.unsqueeze(1)
         return torch.where(later, -math.inf, 0.0)
 
-    for name, attention, mask in ((_WHOLE, whole, no_mask), (_IN_STEPS, in_steps, one_mask)):
-        transformers.AttentionInterface.register(name, attention)
-        masking.AttentionMaskInterface.register(name, mask)
+    transformers.AttentionInterface.register(_WHOLE, whole)
+    transformers.AttentionInterface.register(_IN_STEPS, in_steps)
+    masking.AttentionMaskInterface.register(_IN_STEPS, one_mask)
 
 
 def _name_parameters(graph: Any, model: Any) -> None:
