@@ -61,6 +61,11 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     files: tuple[str, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes that all tensors take."""
+        return sum(tensor.length for tensor in self.tensors.values())
+
     def bind(
         self, parameters: dict[str, tuple[int, ...]], aliases: dict[str, str], ignored: Iterable[str], prefix: str
     ) -> dict[str, Tensor]:

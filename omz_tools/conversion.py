@@ -1,6 +1,6 @@
 """The straight line from a checkpoint to proven IR: which stage follows which, and which processors work at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +8,16 @@ from pathlib import Path
 import msgspec
 
 from omz_tools import binding, ir, libraries, model_optimizer, onnx_export, record, values, verify
-from omz_tools.checkpoint import Checkpoint
-from omz_tools.conversion_plan import ONNX, Output, Plan, each, proof_in
+from omz_tools.conversion_plan import ONNX, Output, Plan, each
 from omz_tools.descriptor import Precision
 from omz_tools.errors import DiskError
 from omz_tools.files import disk_errors, room_for
 from omz_tools.progress import Reporter
+from omz_tools.proving import Proving
 from omz_tools.pytorch_model import NAMING
 from omz_tools.record import Made, Proof, Record, Seen
 from omz_tools.results import Kept, Results
-from omz_tools.staging import Staging
+from omz_tools.staging import Staging, sweep
 from omz_tools.workers import Pending, Worker, Workers
 
 
@@ -34,17 +34,24 @@ class Outcome:
 def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter) -> list[Outcome]:
     """Make what is not in place, prove what is not proven, and put it in place.
 
-    The files appear after the proof; until then, and if anything fails, what was there stays as it was.
+    The files appear after the proof; until then, and if anything fails, what was there stays as it was. Where all is in
+    place and known, nothing is written there.
 
     Raises:
         OmzError: of the stage that failed.
     """
     name, folder = plan.model.name, plan.folder
-    need = _memory(plan)
+    if plan.is_done and plan.inputs == plan.known.inputs:
+        sweep(folder)
+        outcomes = [Outcome(o, "in place", o.made.files, o.made.proof) for o in plan.outputs if o.made]
+        _keep(plan, results, b"", outcomes, {}, reporter)
+        return outcomes
+    at_a_time = 2 if workers.allow(_memory(plan, 2)) else 1
+    need = _memory(plan, at_a_time)
     with workers.room(need, lambda: reporter.section("Waiting until there is memory for it")), ExitStack() as stack:
         staging = stack.enter_context(Staging(folder))
         stack.enter_context(disk_errors("Writing to", folder))
-        run = _Run(plan, results, reporter, staging, lambda: stack.enter_context(workers.worker()))
+        run = _Run(plan, results, reporter, staging, lambda: stack.enter_context(workers.worker()), at_a_time)
         outcomes = run.all()
         record.write(_record(plan, outcomes), staging.record(record.path_of(folder, name)))
         staging.publish()
@@ -61,25 +68,29 @@ class _Run:
     """One conversion, from the graph to the proof."""
 
     def __init__(
-        self, plan: Plan, results: Results, reporter: Reporter, staging: Staging, hire: Callable[[], Worker]
+        self,
+        plan: Plan,
+        results: Results,
+        reporter: Reporter,
+        staging: Staging,
+        hire: Callable[[], Worker],
+        at_a_time: int,
     ) -> None:
         self._plan, self._results, self._reporter, self._hire = plan, results, reporter, hire
-        self._places = self._stage(staging)
+        self._staging = staging
+        self._places = self._stage()
         self._how = {output.what: "made" if output.stale else "in place" for output in plan.outputs}
-        self._referee: Worker | None = None
-        self._asked: Pending[verify.Reference] | None = None
-        self._comparing: dict[str, Pending[verify.Figure]] = {}
         self._looked_at: dict[str, dict[str, Seen]] = {}
-        self._proofs: dict[str, Proof] = {}
+        self._proving = Proving(plan, results, hire, self._at, self._seen, at_a_time)
 
-    def _stage(self, staging: Staging) -> dict[str, Path]:
+    def _stage(self) -> dict[str, Path]:
         """Where each file is: under a hidden name if it is to be made, else in place."""
         places = {name: path for output in self._plan.outputs for name, path in output.paths.items()}
         for output in self._plan.stale:
             if output.what == ONNX:
-                places[next(iter(output.paths))] = staging.file(output.path)
+                places[next(iter(output.paths))] = self._staging.file(output.path)
             else:
-                hidden = staging.folder(output.path.parent)
+                hidden = self._staging.folder(output.path.parent)
                 places |= {name: hidden / path.name for name, path in output.paths.items()}
         return places
 
@@ -89,22 +100,29 @@ class _Run:
     def all(self) -> list[Outcome]:
         plan = self._plan
         todo = [output for output in plan.stale if output.what != ONNX and not self._is_cached(output)]
-        room_for(plan.folder, sum(_least_room(plan.checkpoint, output.what) for output in todo))
+        room_for(plan.folder, sum(int(_SHARES[output.what] * plan.checkpoint.size) for output in todo))
         graph = self._results.read(plan.graph) if plan.onnx.stale else b""
         maker = self._hire() if todo or plan.onnx.stale else None
-        # While the graph is traced on one processor, PyTorch computes on another what it will be compared with.
-        if plan.verify != "off" and (todo or graph is None):
-            self._refer()
+        pytorch = self._hire() if graph is None else None
+        tracing = pytorch.begin(onnx_export.trace, plan.checkpoint, plan.spec) if pytorch else None
+        if plan.verify != "off" and (todo or pytorch):
+            # Behind the trace in the same process, where PyTorch is loaded; the IRs are made meanwhile.
+            self._proving.refer(pytorch)
         checking = self._check_values(maker, todo) if maker else None
-        if graph is None:
-            graph = self._trace(maker)
+        if tracing and pytorch:
+            self._reporter.section("Exporting PyTorch to ONNX")
+            if maker:
+                maker.begin(libraries.warm, "onnx", "openvino")
+            graph = tracing.result()
+            if plan.verify == "off":
+                pytorch.end()
         if checking:
             checking.result()
         if maker:
-            self._make(maker, graph, todo)
+            self._make(maker, graph or b"", todo)
         self._prove(todo, maker)
         outcomes = [self._outcome(output) for output in plan.outputs]
-        self._keep(graph, outcomes)
+        _keep(plan, self._results, graph or b"", outcomes, self._places, self._reporter)
         return outcomes
 
     def _is_cached(self, output: Output) -> bool:
@@ -114,36 +132,12 @@ class _Run:
         self._how[output.what] = "from the cache"
         return True
 
-    def _refer(self) -> Pending[verify.Reference]:
-        """Let PyTorch compute what the outputs are compared with."""
-        if not self._asked:
-            self._referee = self._hire()
-            self._asked = self._referee.begin(verify.reference, self._plan.checkpoint, self._plan.spec)
-        return self._asked
-
-    def _reference(self) -> verify.Reference:
-        """What PyTorch computed; its process is not needed any more."""
-        reference = self._refer().result()
-        if self._referee:
-            self._referee.end()
-        return reference
-
     def _check_values(self, worker: Worker, todo: list[Output]) -> Pending[None]:
         naming = NAMING[self._plan.spec.model_class]
         tensors = self._plan.checkpoint.tensors.items()
         # Others are refused later, with what there should be in their places.
         weights = {n: t for n, t in tensors if t.dtype == "F32" and not n.endswith(tuple(naming.buffers))}
         return worker.begin(values.check, weights, [output.precision for output in todo if output.precision])
-
-    def _trace(self, maker: Worker | None) -> bytes:
-        self._reporter.section("Exporting PyTorch to ONNX")
-        tracer = self._hire()
-        tracing = tracer.begin(onnx_export.trace, self._plan.checkpoint, self._plan.spec)
-        if maker:
-            maker.begin(libraries.warm, "onnx", "openvino")
-        graph = tracing.result()
-        tracer.end()
-        return graph
 
     def _make(self, maker: Worker, graph: bytes, todo: list[Output]) -> None:
         plan, onnx = self._plan, self._at(self._plan.onnx)
@@ -156,7 +150,7 @@ class _Run:
             if not plan.optimizer:
                 making = maker.begin(ir.convert, onnx, plan.model.name, targets)
         if plan.verify != "off":
-            self._compare(plan.onnx, self._hire)
+            self._proving.compare(plan.onnx)
         if plan.optimizer and todo:
             described = plan.model.descriptor.input_info
             model_optimizer.convert(onnx, plan.model.name, targets, plan.spec, described, plan.optimizer)
@@ -164,39 +158,26 @@ class _Run:
             making.result()
 
     def _prove(self, todo: list[Output], maker: Worker | None) -> None:
-        """Have all outputs compared with PyTorch whose proof is not known."""
+        """Have all outputs compared with PyTorch whose proof is not known; without a proof, see to their contracts."""
         plan = self._plan
         if plan.verify == "off":
-            for output in todo:
-                if maker:
+            for output in plan.stale:
+                if maker and (output in todo or output.what == ONNX):
                     maker.call(verify.check_contract, output.what, self._at(output), plan.spec)
             return
         for output in plan.outputs:
-            # One after the other in one process: each takes memory of the size of the weights.
-            self._compare(output, lambda: maker or self._hire(), is_new=output in todo)
-        if self._comparing:
-            self._reporter.section(f"Comparing with PyTorch ({', '.join(self._comparing)})")
+            self._proving.compare(output, maker if output in todo else None, is_new=output in todo)
+            if output in todo:
+                maker = None  # it takes one: each needs memory of the size of the weights
+        if names := self._proving.under_way:
+            self._reporter.section(f"Comparing with PyTorch ({', '.join(names)})")
+        # While others compute, what was written goes to the disk, and is hashed.
+        self._staging.settle()
         for output in plan.outputs:
-            self._seen(output)  # hashed here while others compute
-        figures = {what: comparing.result() for what, comparing in self._comparing.items()}
-        for figure in figures.values():
+            self._seen(output)
+        for figure in (figures := self._proving.figures()):
             self._reporter.note(str(figure))
-        verify.judge(figures.values())
-        for output in plan.outputs:
-            if output.what in figures:
-                proven = plan.proof_of(output, self._seen(output))
-                self._proofs[output.what] = Proof(proven, figures[output.what].differences)
-
-    def _compare(self, output: Output, worker: Callable[[], Worker], *, is_new: bool = False) -> None:
-        """Have one output compared with PyTorch, unless that is under way or its proof is known."""
-        if output.what in self._comparing or output.what in self._proofs:
-            return
-        if not is_new and (proof := proof_in(self._plan, output, self._seen(output), self._results)):
-            self._proofs[output.what] = proof
-            return
-        self._comparing[output.what] = worker().begin(
-            verify.compare, self._reference(), self._plan.spec, output.what, self._at(output)
-        )
+        verify.judge(figures)
 
     def _seen(self, output: Output) -> dict[str, Seen]:
         """The files of an output as they are now, hashed once."""
@@ -210,30 +191,31 @@ class _Run:
 
     def _outcome(self, output: Output) -> Outcome:
         known = output.made.proof if output.made else None
-        proof = self._proofs.get(output.what, known)
+        proof = self._proving.proof(output) or known
         return Outcome(output, self._how[output.what], self._seen(output), proof)
 
-    def _keep(self, graph: bytes, outcomes: list[Outcome]) -> None:
-        """Put into the cache what may be wanted again; that it cannot be kept is no failure."""
-        try:
-            if graph and not self._results.find(self._plan.graph):
-                self._results.keep_bytes(self._plan.graph, "graph.onnx", graph)
-            for outcome in outcomes:
-                output = outcome.output
-                if (
-                    output.what != ONNX
-                    and outcome.how != "from the cache"
-                    and not self._results.find(output.ingredients)
-                ):
-                    self._results.keep(
-                        output.ingredients, {n: (self._places[n], _kept(s)) for n, s in outcome.files.items()}
-                    )
-                if outcome.proof and not self._results.find(outcome.proof.ingredients):
-                    self._results.keep_bytes(
-                        outcome.proof.ingredients, "proof.json", msgspec.json.encode(outcome.proof)
-                    )
-        except DiskError as error:
-            self._reporter.note(f"... not kept in the cache: {error.what}")
+
+def _keep(
+    plan: Plan,
+    results: Results,
+    graph: bytes,
+    outcomes: Iterable[Outcome],
+    places: Mapping[str, Path],
+    reporter: Reporter,
+) -> None:
+    """Put into the cache what may be wanted again; that it cannot be kept is no failure."""
+    try:
+        if graph and not results.find(plan.graph):
+            results.keep_bytes(plan.graph, "graph.onnx", graph)
+        for outcome in outcomes:
+            output = outcome.output
+            if output.what != ONNX and outcome.how != "from the cache" and not results.find(output.ingredients):
+                at = {**output.paths, **places}
+                results.keep(output.ingredients, {n: (at[n], _kept(seen)) for n, seen in outcome.files.items()})
+            if outcome.proof and not results.find(outcome.proof.ingredients):
+                results.keep_bytes(outcome.proof.ingredients, "proof.json", msgspec.json.encode(outcome.proof))
+    except DiskError as error:
+        reporter.note(f"... not kept in the cache: {error.what}")
 
 
 def _kept(seen: Seen) -> Kept:
@@ -244,11 +226,7 @@ def _kept(seen: Seen) -> Kept:
 _SHARES = {"FP16": 0.4, "FP32": 0.8}
 
 
-def _least_room(read: Checkpoint, precision: str) -> int:
-    return int(_SHARES[precision] * sum(tensor.length for tensor in read.tensors.values()))
-
-
-def _memory(plan: Plan) -> int:
+def _memory(plan: Plan, at_a_time: int) -> int:
     """Bytes that a conversion takes at most, by what was measured: see docs/performance.md."""
-    weights = sum(tensor.length for tensor in plan.checkpoint.tensors.values())
-    return int(600e6 + (0.1 if plan.verify == "off" else 2.0) * weights)
+    share = 0.1 if plan.verify == "off" else 1.0 + 0.8 * at_a_time
+    return int(600e6 + share * plan.checkpoint.size)

@@ -4,10 +4,7 @@ What comes out is a skeleton: it depends on config.json, the descriptor and the 
 checkpoint of that configuration. `binding` makes a model of it.
 """
 
-import gc
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from omz_tools import layers, libraries
@@ -69,24 +66,11 @@ def trace(checkpoint: Checkpoint, spec: Export) -> bytes:
     naming = NAMING[spec.model_class]
     depth = settings(checkpoint, spec.model_class)[naming.depth]
     _register_attention()
-    with _no_collection():
-        graph_model = _traced(checkpoint, spec, min(depth, layers.TRACED))
-        if depth > layers.TRACED and not layers.deepen(graph_model.graph, naming.layers, depth):
-            graph_model = _traced(checkpoint, spec, depth)
-        _finish(graph_model)
-        return _serialized(graph_model)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Let no garbage be looked for: tracing makes millions of objects, nearly all of which live until its end."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    graph_model = _traced(checkpoint, spec, min(depth, layers.TRACED))
+    if depth > layers.TRACED and not layers.deepen(graph_model.graph, naming.layers, depth):
+        graph_model = _traced(checkpoint, spec, depth)
+    _finish(graph_model)
+    return _serialized(graph_model)
 
 
 def _traced(checkpoint: Checkpoint, spec: Export, depth: int) -> Any:

@@ -1,6 +1,5 @@
 """What stages made, kept in the cache by what it depends on: a result names files of the store by their digests."""
 
-import contextlib
 import hashlib
 import os
 import tempfile
@@ -13,7 +12,6 @@ from msgspec import Meta, Struct
 
 from omz_tools import files, stages
 from omz_tools.descriptor import Sha256
-from omz_tools.files import make_folder, temporary_beside
 from omz_tools.stages import Ingredients
 from omz_tools.store import FORMAT, Removal, Store, cache_errors
 
@@ -92,17 +90,8 @@ class Results:
             self._store.put(Sha256(kept.sha256), path)
         result = Result(ingredients, {name: kept for name, (_, kept) in made.items()})
         path = _path(self._store, ingredients)
-        temporary = temporary_beside(path)
-        with cache_errors("Writing to the cache", path):
-            make_folder(path.parent, [])
-            try:
-                temporary.write_bytes(msgspec.json.encode(result))
-                files.sync(temporary)
-                temporary.replace(path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
+        with cache_errors("Writing to the cache", path), files.replacing(path) as temporary:
+            temporary.write_bytes(msgspec.json.encode(result))
 
 
 def _path(store: Store, ingredients: Ingredients) -> Path:

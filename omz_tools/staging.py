@@ -93,6 +93,17 @@ class Staging:
         self._record = self._stage(target.absolute(), is_folder=False)
         return self._record.hidden
 
+    def settle(self) -> None:
+        """Bring what was written so far to the disk, of which `publish` then has less to do.
+
+        Raises:
+            DiskError: it does not get there.
+        """
+        for item in (*self._items, *([self._record] if self._record else [])):
+            with disk_errors("Writing", item.target):
+                for path in _within(item.hidden):
+                    files.sync(path)
+
     def publish(self) -> None:
         """Put everything into its place in the order in which it was staged, the record last.
 
@@ -103,8 +114,7 @@ class Staging:
         for item in items:
             with disk_errors("Writing", item.target):
                 _check(item.target, is_folder=item.is_folder)
-                for path in _within(item.hidden):
-                    files.sync(path)
+        self.settle()
         if items:
             with leases.turn(self._home):
                 self._move(items)

@@ -5,6 +5,7 @@ end, or this process is gone: it then ends at once, whatever it is at.
 """
 
 import contextlib
+import gc
 import os
 import pickle
 import queue
@@ -143,6 +144,10 @@ class Workers:
                 self._planned.remove(size)
                 self._news.notify_all()
 
+    def allow(self, size: int) -> bool:
+        """Whether one model may take `size` bytes."""
+        return size <= self._memory
+
     def _fits(self, size: int) -> bool:
         return not self._planned or sum(self._planned) + size <= self._memory
 
@@ -183,6 +188,8 @@ def _free_memory() -> int:
 
 def serve() -> None:
     """What a worker does: take calls from standard input, and answer on what was standard output."""
+    # Libraries and traces make millions of objects, nearly all of which live as long as the process.
+    gc.disable()
     # The parent ends its workers; a Ctrl-C in the terminal reaches them, too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
