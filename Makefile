@@ -68,6 +68,8 @@ $(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the libraries; this takes a few minutes."
 	$(BIN)/python -m pip install --quiet --editable '.[pytorch]'
+	@# pip compiles what it copies, and this package stays where it is; where Python may not, each start would do it.
+	$(BIN)/python -m compileall -q omz_tools
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
