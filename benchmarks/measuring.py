@@ -38,7 +38,8 @@ class Figure:
         seconds: wall time.
         cpu: seconds of processor time, user and system.
         anonymous: MB of memory of its own (RssAnon), the sum over the live processes at the moment when it was largest;
-            what a process shares with the one it was forked from counts once (Pss_Anon).
+            what a process shares with one that it forked counts for both. (Pss would tell, but holds up whoever is
+            looked at: a conversion of gpt-2 took a third longer.)
         resident: MB of the largest resident set (VmHWM) of any one process; file-backed pages, such as weights that are
             mapped and not copied, included.
         written: MB that the operating system counted as written to files (write_bytes; a tmpfs counts none).
@@ -75,7 +76,7 @@ def measure(command: Sequence[str | Path], folder: Path, settings: Mapping[str, 
         # Its end is seen and not yet collected (WNOWAIT): until then the system keeps the count of bytes.
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             pids = list(_tree(process.pid))
-            anonymous = max(anonymous, _anonymous(pids, anonymous))
+            anonymous = max(anonymous, sum(_megabytes("status", pid, "RssAnon") for pid in pids))
             resident = max(resident, *(_megabytes("status", pid, "VmHWM") for pid in pids))
             time.sleep(_INTERVAL)
         seconds = time.perf_counter() - began
@@ -94,15 +95,6 @@ def _tree(pid: int) -> Iterator[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 yield from _tree(int(child))
-
-
-def _anonymous(pids: Sequence[int], known: float) -> float:
-    """MB of the processes' own memory, pages that a fork shares counted once; roughly if it is no more than `known`."""
-    total = sum(_megabytes("status", pid, "RssAnon") for pid in pids)
-    if len(pids) == 1 or total <= known:
-        return total
-    # Slow, for the system walks through all pages; hence only for what would be a new peak.
-    return sum(_megabytes("smaps_rollup", pid, "Pss_Anon") for pid in pids)
 
 
 def _megabytes(file: str, pid: int, name: str) -> float:
