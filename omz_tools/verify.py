@@ -156,8 +156,11 @@ def _figure(what: str, reference: Reference, logits: list[Any]) -> Figure:
 
 def _onnx_logits(path: Path, spec: Export, inputs: list[Any]) -> list[Any]:
     onnxruntime = libraries.load("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    # Weights laid out anew would be a second copy of them in memory, for three short runs.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return [session.run([spec.outputs[0].name], {spec.inputs[0].name: ids})[0] for ids in inputs]
     except Exception as error:
         raise ProofError(f"ONNX Runtime cannot run the ONNX model: {libraries.reason(error)}") from error
