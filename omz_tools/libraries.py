@@ -1,4 +1,4 @@
-"""Before a heavy library is imported: nothing phones home, nothing is fetched, nothing is drawn on the terminal.
+"""Before a heavy library is imported: nothing phones home, is fetched, is drawn on the terminal or waits busily.
 
 Each of these settings works only if it is made before the import, so torch, transformers, onnxruntime and openvino are
 imported through `load` alone.
@@ -22,6 +22,7 @@ _SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "ORT_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of PyTorch leave the processor to the processes beside
 }
 
 

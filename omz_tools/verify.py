@@ -157,8 +157,9 @@ def _figure(what: str, reference: Reference, logits: list[Any]) -> Figure:
 def _onnx_logits(path: Path, spec: Export, inputs: list[Any]) -> list[Any]:
     onnxruntime = libraries.load("onnxruntime")
     options = onnxruntime.SessionOptions()
-    # Weights laid out anew would be a second copy of them in memory, for three short runs.
+    # Weights laid out anew would be a second copy of them in memory, for three short runs; and others work beside.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return [session.run([spec.outputs[0].name], {spec.inputs[0].name: ids})[0] for ids in inputs]
