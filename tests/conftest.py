@@ -1,6 +1,8 @@
 """What the tests share: the commands as people run them, and models downloaded and converted once."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +65,33 @@ def tiny(tmp_path: Path) -> Path:
     folder = checkpoints.write_repository(tmp_path / "repository", checkpoints.TINY, seed=7)
     checkpoints.pin_locally(folder, tmp_path / "models", "tiny")
     return folder
+
+
+@pytest.fixture(scope="session")
+def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with all that comes of converting `tiny`: its graph, its IRs, its proofs."""
+    root = tmp_path_factory.mktemp("seed")
+    folder = checkpoints.write_repository(root / "repository", checkpoints.TINY, seed=7)
+    checkpoints.pin_locally(folder, root / "models", "tiny")
+    for command, words in (("omz_downloader", ()), ("omz_converter", ("--cache_dir", "cache"))):
+        done = run_command(command, "--name", "tiny", "--models_dir", "models", *words, cwd=root)
+        assert done.returncode == 0, done.stderr
+    return root / "cache"
+
+
+@pytest.fixture
+def full_cache(seed: Path, tmp_path: Path) -> Path:
+    """A copy of `seed`: tests that are not about the first conversion of all need not wait for it."""
+    return shutil.copytree(seed, tmp_path / "cache")
+
+
+@pytest.fixture
+def graph_cache(full_cache: Path) -> Path:
+    """A cache with the graph of `tiny` alone, which is what takes the longest to make."""
+    for path in full_cache.rglob("result/*/*"):
+        if json.loads(path.read_bytes())["ingredients"]["stage"] != "graph":
+            path.unlink()
+    return full_cache
 
 
 @dataclass(frozen=True)

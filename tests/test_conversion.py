@@ -52,8 +52,11 @@ def downloaded(run: Command, tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def convert(run: Command) -> Command:
+def convert(run: Command, graph_cache: Path) -> Command:
+    """omz_converter for the tiny model, whose graph need not be traced; with OMZ_CACHE_DIR="" it is."""
+
     def convert(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        environment = {"OMZ_CACHE_DIR": str(graph_cache)} | environment
         return run("omz_converter", "--name", "tiny", "--models_dir", "models", *words, **environment)
 
     return convert
