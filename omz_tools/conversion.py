@@ -4,10 +4,22 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
-from omz_tools import binding, ir, libraries, model_optimizer, onnx_export, record, values, verify
+from omz_tools import (
+    binding,
+    differences,
+    ir,
+    libraries,
+    model_optimizer,
+    onnx_export,
+    record,
+    reference,
+    values,
+    verify,
+)
 from omz_tools.conversion_plan import ONNX, Output, Plan, each
 from omz_tools.descriptor import Precision
 from omz_tools.errors import DiskError
@@ -51,7 +63,8 @@ def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter
     with workers.room(need, lambda: reporter.section("Waiting until there is memory for it")), ExitStack() as stack:
         staging = stack.enter_context(Staging(folder))
         stack.enter_context(disk_errors("Writing to", folder))
-        run = _Run(plan, results, reporter, staging, lambda: stack.enter_context(workers.worker()), at_a_time)
+        scratch = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+        run = _Run(plan, results, reporter, staging, lambda: stack.enter_context(workers.worker()), scratch, at_a_time)
         outcomes = run.all()
         record.write(_record(plan, outcomes), staging.record(record.path_of(folder, name)))
         staging.publish()
@@ -74,6 +87,7 @@ class _Run:
         reporter: Reporter,
         staging: Staging,
         hire: Callable[[], Worker],
+        scratch: Path,
         at_a_time: int,
     ) -> None:
         self._plan, self._results, self._reporter, self._hire = plan, results, reporter, hire
@@ -81,7 +95,7 @@ class _Run:
         self._places = self._stage()
         self._how = {output.what: "made" if output.stale else "in place" for output in plan.outputs}
         self._looked_at: dict[str, dict[str, Seen]] = {}
-        self._proving = Proving(plan, results, hire, self._at, self._seen, at_a_time)
+        self._proving = Proving(plan, results, hire, scratch, self._at, self._seen, at_a_time)
 
     def _stage(self) -> dict[str, Path]:
         """Where each file is: under a hidden name if it is to be made, else in place."""
@@ -177,7 +191,9 @@ class _Run:
             self._seen(output)
         for figure in (figures := self._proving.figures()):
             self._reporter.note(str(figure))
-        verify.judge(figures)
+            for edge in figure.edges:
+                self._reporter.note(f"  {edge.case}: PyTorch {edge.pytorch}, {figure.what} {edge.converted}")
+        differences.judge(figures)
 
     def _seen(self, output: Output) -> dict[str, Seen]:
         """The files of an output as they are now, hashed once."""
@@ -228,5 +244,8 @@ _SHARES = {"FP16": 0.4, "FP32": 0.8}
 
 def _memory(plan: Plan, at_a_time: int) -> int:
     """Bytes that a conversion takes at most, by what was measured: see docs/performance.md."""
-    share = 0.1 if plan.verify == "off" else 1.0 + 0.8 * at_a_time
-    return int(600e6 + share * plan.checkpoint.size)
+    if plan.verify == "off":
+        return int(600e6 + 0.1 * plan.checkpoint.size)
+    grid = reference.shapes(plan.checkpoint.config["n_positions"], full=plan.verify == "full")
+    logits = 4 * plan.spec.vocabulary * max(batch * length for batch, length in grid)
+    return int(600e6 + (1.0 + 0.8 * at_a_time) * plan.checkpoint.size + (1 + 2 * at_a_time) * logits)

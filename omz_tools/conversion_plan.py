@@ -1,5 +1,6 @@
 """What a conversion is about to do: which outputs are in place and right, which are to be made, and why."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -11,9 +12,9 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from omz_tools import binding, checkpoint, ir, model_optimizer, onnx_export, record, stages, verify
+from omz_tools import binding, checkpoint, differences, ir, model_optimizer, onnx_export, record, stages, verify
 from omz_tools.checkpoint import Checkpoint
-from omz_tools.descriptor import PRECISIONS, Export, FileEntry, Precision
+from omz_tools.descriptor import PRECISIONS, Bound, Export, FileEntry, Precision
 from omz_tools.errors import IntegrityError, MissingError, UnsupportedError
 from omz_tools.files import disk_errors
 from omz_tools.model_optimizer import ModelOptimizer
@@ -27,7 +28,7 @@ ONNX = "ONNX"
 S = TypeVar("S")
 T = TypeVar("T")
 
-Verify = Literal["off", "quick"]
+Verify = Literal["off", "quick", "full"]
 Check = Literal["hash", "stat"]
 
 
@@ -41,7 +42,7 @@ class Wish:
         precisions: those asked for, of which a model's own are made.
         opset: version of the ONNX operator set; None for the descriptor's.
         optimizer: the Model Optimizer that makes the IRs; None for OpenVINO's converter of today.
-        verify: whether the results are compared with PyTorch.
+        verify: whether the results are compared with PyTorch, at a few shapes or at all that matter.
         check: whether files that are in place are hashed, or taken for what they were while size, modification time and
             inode are the same.
         force: make everything again.
@@ -134,14 +135,30 @@ class Plan:
     def is_done(self) -> bool:
         return not self.stale and not self.unproven
 
-    def proof_of(self, output: Output, seen: Mapping[str, Seen]) -> Ingredients:
+    def bound(self, output: Output) -> Bound:
+        """How far the output may be from PyTorch."""
+        precision = output.precision or "FP32"
+        of_model = [bound for bound in self.model.descriptor.bounds if bound.precision == precision]
+        return of_model[0] if of_model else differences.BOUNDS[precision]
+
+    def proof_of(self, output: Output, seen: Mapping[str, Seen], *, full: bool) -> Ingredients:
         """What the proof of an output depends on, whose files are as `seen`."""
+        positions = self.checkpoint.config["n_positions"]
+        made = verify.ingredients(self.spec, output.what, self.bound(output), positions, full=full)
         digests = {name: file.digest for name, file in seen.items()}
-        return _plain(verify.ingredients(self.spec, output.what) | {"files": digests, "checkpoint": self.sources})
+        return _plain(made | {"files": digests, "checkpoint": self.sources})
+
+    def enough(self, output: Output, seen: Mapping[str, Seen]) -> list[Ingredients]:
+        """Of the proofs that would do for an output whose files are as `seen`, what they depend on: the full one last.
+
+        Each is made as it would be made now.
+        """
+        kinds = (True,) if self.verify == "full" else (False, True)
+        return [self.proof_of(output, seen, full=full) for full in kinds]
 
     def proves(self, proof: Proof, output: Output, seen: Mapping[str, Seen]) -> bool:
-        """Whether a proof is one of these files, made as it would be made now."""
-        return proof.ingredients == self.proof_of(output, seen)
+        """Whether a proof is one of these files that would do."""
+        return proof.ingredients in self.enough(output, seen)
 
 
 def plan(model: Model, wish: Wish) -> Plan:
@@ -309,11 +326,11 @@ def proof_in(plan: Plan, output: Output, seen: Mapping[str, Seen], results: Resu
     made = plan.known.outputs.get(output.what)
     if made and made.proof and plan.proves(made.proof, output, seen):
         return made.proof
-    data = results.read(plan.proof_of(output, seen))
-    try:
-        return msgspec.json.decode(data, type=Proof) if data else None
-    except msgspec.DecodeError:
-        return None
+    for ingredients in plan.enough(output, seen):
+        if data := results.read(ingredients):
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(data, type=Proof)
+    return None
 
 
 def conversion_of(model: Model, precisions: Iterable[str]) -> tuple[Export, list[Precision]]:

@@ -199,6 +199,32 @@ class Export(Struct, frozen=True):
     outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1)]
     opset: Annotated[int, Meta(ge=18, le=23)] = 23
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the output has scores of."""
+        return int(self.outputs[0].shape[-1])
+
+
+class Bound(Struct, frozen=True):
+    """How far the logits of a precision may be from PyTorch's, and why as far as that; an ONNX model is as FP32.
+
+    Attributes:
+        precision: that it holds for.
+        difference: the largest difference of a logit, as a part of the largest logit of PyTorch (at least 1), because
+            rounding errors grow with the numbers they are made on.
+        divergence: nats; the mean Kullback-Leibler divergence of the next token's distribution.
+        top_token: the least share of positions at which the most likely token is the same.
+        top_five: the least share of the five most likely tokens that are the same.
+        reason: why.
+    """
+
+    precision: Literal["FP16", "FP32"]
+    difference: Annotated[float, Meta(gt=0)]
+    divergence: Annotated[float, Meta(gt=0)]
+    reason: Text
+    top_token: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    top_five: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
 
 class Accuracy(Struct, frozen=True):
     """A published figure: what was measured, on which data, how, and who says so."""
@@ -220,6 +246,7 @@ class Descriptor(Struct, frozen=True):
     framework: Framework = "dldt"
     export: Export | None = None
     precisions: tuple[Precision, ...] = CONVERTIBLE
+    bounds: tuple[Bound, ...] = ()
     accuracy: tuple[Accuracy, ...] = ()
     input_info: tuple[InputInfo, ...] = ()
     quantizable: bool = False
@@ -298,6 +325,10 @@ def _contradictions(root: Node) -> list[Mistake]:
             if node.value in seen:
                 found.append(node.mistake(f"{node.value} stands here twice"))
             seen.add(node.value)
+    bounded = [entry.at("precision") for entry in root.items("bounds")]
+    for place, node in enumerate(bounded):
+        if node.value in [earlier.value for earlier in bounded[:place]]:
+            found.append(node.mistake(f"bounds of {node.value} stand here twice"))
     found += _step_contradictions(root)
     if "export" in (root.value if isinstance(root.value, dict) else ()):
         found += _export_contradictions(root)

@@ -1,13 +1,16 @@
 """Who compares what with PyTorch, and when: the memory that it takes decides how many at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from omz_tools import verify
+from omz_tools import reference, verify
 from omz_tools.conversion_plan import Output, Plan, proof_in
-from omz_tools.record import Proof, Seen
+from omz_tools.differences import Figure
+from omz_tools.errors import ConversionError
+from omz_tools.record import Edge, Proof, Seen
+from omz_tools.reference import Reference
 from omz_tools.results import Results
-from omz_tools.verify import Figure, Reference
 from omz_tools.workers import Pending, Worker
 
 
@@ -19,16 +22,19 @@ class Proving:
         plan: Plan,
         results: Results,
         hire: Callable[[], Worker],
+        folder: Path,
         at: Callable[[Output], Path],
         seen: Callable[[Output], Mapping[str, Seen]],
         at_a_time: int,
     ) -> None:
-        """What is to be proven; who works; where an output lies now, and its files as they are now."""
-        self._plan, self._results, self._hire, self._at, self._seen = plan, results, hire, at, seen
+        """What is to be proven; who works, and where logits go; where an output lies now, and its files as they are."""
+        self._plan, self._results, self._hire, self._folder = plan, results, hire, folder
+        self._at, self._seen = at, seen
+        self._full = plan.verify == "full"
         self._at_a_time = at_a_time
         self._referee: Worker | None = None
         self._asked: Pending[Reference] | None = None
-        self._comparing: dict[str, tuple[Worker, Pending[Figure]]] = {}
+        self._comparing: dict[str, tuple[Output, Worker, Pending[Figure]]] = {}
         self._figures: dict[str, Figure] = {}
         self._proofs: dict[str, Proof] = {}
 
@@ -36,15 +42,16 @@ class Proving:
         """Let PyTorch compute what the outputs are compared with, in a process of its own if none is given."""
         if not self._asked:
             self._referee = worker or self._hire()
-            self._asked = self._referee.begin(verify.reference, self._plan.checkpoint, self._plan.spec)
+            plan = self._plan
+            self._asked = self._referee.begin(reference.make, plan.checkpoint, plan.spec, self._folder, full=self._full)
         return self._asked
 
     def _reference(self) -> Reference:
         """What PyTorch computed; its process is not needed any more."""
-        reference = self.refer().result()
+        computed = self.refer().result()
         if self._referee:
             self._referee.end()
-        return reference
+        return computed
 
     def compare(self, output: Output, worker: Worker | None = None, *, is_new: bool = False) -> None:
         """Have one output compared, unless that is under way or its proof is known; the process ends with it.
@@ -57,18 +64,35 @@ class Proving:
         if not is_new and (proof := proof_in(self._plan, output, self._seen(output), self._results)):
             self._proofs[output.what] = proof
             return
-        reference = self._reference()
+        computed = self._reference()
         while len(self._comparing) >= self._at_a_time:
             self._settle(next(iter(self._comparing)))
         worker = worker or self._hire()
-        pending = worker.begin(verify.compare, reference, self._plan.spec, output.what, self._at(output))
-        self._comparing[output.what] = worker, pending
+        bound = self._plan.bound(output)
+        pending = worker.begin(verify.compare, computed, self._plan.spec, output.what, self._at(output), bound)
+        self._comparing[output.what] = output, worker, pending
 
     def _settle(self, what: str) -> None:
-        worker, pending = self._comparing[what]
-        self._figures[what] = pending.result()
+        output, worker, pending = self._comparing[what]
+        figure = pending.result()
+        if self._full and figure.within_bounds:
+            figure = replace(figure, edges=tuple(self._edges(output, worker)))
+        self._figures[what] = figure
         worker.end()
         del self._comparing[what]
+
+    def _edges(self, output: Output, worker: Worker) -> Iterator[Edge]:
+        """What an output does with inputs that it is not made for, beside what PyTorch does."""
+        plan = self._plan
+        cases = reference.strange(plan.checkpoint.config["n_positions"], plan.spec.vocabulary)
+        for case, pytorch in self._reference().edges.items():
+            try:
+                did = worker.call(verify.behaviours, output.what, self._at(output), plan.spec, {case: cases[case]})[
+                    case
+                ]
+            except ConversionError:
+                did, worker = "ends the process", self._hire()
+            yield Edge(case, pytorch, did)
 
     @property
     def under_way(self) -> list[str]:
@@ -84,5 +108,6 @@ class Proving:
     def proof(self, output: Output) -> Proof | None:
         """The proof of an output, which was known, or comes of its figure."""
         if figure := self._figures.get(output.what):
-            return Proof(self._plan.proof_of(output, self._seen(output)), figure.differences)
+            made_of = self._plan.proof_of(output, self._seen(output), full=self._full)
+            return Proof(made_of, figure.differences, figure.edges)
         return self._proofs.get(output.what)

@@ -9,7 +9,7 @@ from msgspec import Struct
 from omz_tools import files
 
 # A record of another format counts as none.
-_FORMAT = 1
+_FORMAT = 2
 _LONGEST = 1 << 22
 
 
@@ -23,12 +23,34 @@ class Seen(Struct, frozen=True):
 
 
 class Difference(Struct, frozen=True):
-    """What the proof found for an input of shape [batch, length], and what it may be at most."""
+    """What the proof found for an input of shape [batch, length].
+
+    Attributes:
+        largest: the largest absolute difference of a logit to PyTorch's.
+        bound: what that may be at most.
+        mean: the mean absolute difference of a logit.
+        divergence: nats; the mean over all positions of the Kullback-Leibler divergence of the distribution of the next
+            token from PyTorch's.
+        top_token: the share of the positions at which the most likely token is PyTorch's.
+        top_five: the share of PyTorch's five most likely tokens that are among the five of the file.
+    """
 
     batch: int
     length: int
     largest: float
     bound: float
+    mean: float
+    divergence: float
+    top_token: float
+    top_five: float
+
+
+class Edge(Struct, frozen=True):
+    """An input that the model is not made for: what PyTorch does with it, and what the file does."""
+
+    case: str
+    pytorch: str
+    converted: str
 
 
 class Proof(Struct, frozen=True):
@@ -36,6 +58,7 @@ class Proof(Struct, frozen=True):
 
     ingredients: dict[str, Any]
     differences: tuple[Difference, ...]
+    edges: tuple[Edge, ...] = ()
 
 
 class Made(Struct, frozen=True):

@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--opset", type=_opset, metavar="N", help="version of the ONNX operator set, 18 to 23 (default: the model's)"
     )
     parser.add_argument(
-        "--verify", choices=("off", "quick"), default="quick",
-        help="quick: compare with PyTorch at three shapes (default); off: do not",
+        "--verify", choices=("off", "quick", "full"), default="quick",
+        help="quick: compare with PyTorch at three shapes (default); full: up to the model's last position, and with "
+        "inputs that it is not made for; off: do not",
     )  # fmt: skip
     parser.add_argument(
         "--check", choices=("hash", "stat"), default="hash",
