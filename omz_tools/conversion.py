@@ -13,6 +13,7 @@ from omz_tools import (
     differences,
     ir,
     libraries,
+    manifest,
     model_optimizer,
     onnx_export,
     record,
@@ -53,7 +54,8 @@ def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter
         OmzError: of the stage that failed.
     """
     name, folder = plan.model.name, plan.folder
-    if plan.is_done and plan.inputs == plan.known.inputs:
+    place = folder / f"{name}{manifest.SUFFIX}"
+    if plan.is_done and plan.inputs == plan.known.inputs and _manifest(plan, plan.known.outputs) == _content(place):
         sweep(folder)
         outcomes = [Outcome(o, "in place", o.made.files, o.made.proof) for o in plan.outputs if o.made]
         _keep(plan, results, b"", outcomes, {}, reporter)
@@ -66,7 +68,9 @@ def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter
         scratch = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
         run = _Run(plan, results, reporter, staging, lambda: stack.enter_context(workers.worker()), scratch, at_a_time)
         outcomes = run.all()
-        record.write(_record(plan, outcomes), staging.record(record.path_of(folder, name)))
+        known = _record(plan, outcomes)
+        staging.file(place).write_bytes(_manifest(plan, known.outputs))
+        record.write(known, staging.record(record.path_of(folder, name)))
         staging.publish()
     return outcomes
 
@@ -75,6 +79,38 @@ def _record(plan: Plan, outcomes: Iterable[Outcome]) -> Record:
     outputs = dict(plan.known.outputs)
     outputs |= {o.output.what: Made(o.output.ingredients, o.files, o.proof) for o in outcomes}
     return Record(inputs=plan.inputs, outputs=outputs)
+
+
+def _manifest(plan: Plan, outputs: Mapping[str, Made]) -> bytes:
+    """The manifest of all that comes of this checkpoint; of what is not asked for now, as far as it looks as it was."""
+
+    def holds(what: str, made: Made) -> bool:
+        asked = any(output.what == what for output in plan.outputs)
+        return asked or (made.ingredients.get("checkpoint") == plan.sources and _is_unchanged(plan.folder, made))
+
+    made = manifest.of(
+        plan.model,
+        plan.spec,
+        plan.inputs,
+        {what: made for what, made in outputs.items() if holds(what, made)},
+        plan.bound,
+        self_contained=not plan.onnx.ingredients["refers"],
+    )
+    return manifest.dump(made)
+
+
+def _is_unchanged(folder: Path, made: Made) -> bool:
+    try:
+        return all(record.is_unchanged(folder / name, seen) for name, seen in made.files.items())
+    except OSError:
+        return False
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 class _Run:
@@ -162,8 +198,9 @@ class _Run:
         if todo:
             self._reporter.section(f"Converting ONNX to OpenVINO IR ({', '.join(output.what for output in todo)})")
             if not plan.optimizer:
-                making = maker.begin(ir.convert, onnx, plan.model.name, targets)
-        if plan.verify != "off":
+                making = maker.begin(ir.convert, onnx, plan.model.name, targets, todo[0].ingredients["about"])
+        if plan.verify == "quick":
+            # The full proof would wait for PyTorch here, for long.
             self._proving.compare(plan.onnx)
         if plan.optimizer and todo:
             described = plan.model.descriptor.input_info

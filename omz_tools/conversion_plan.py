@@ -12,7 +12,18 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from omz_tools import binding, checkpoint, differences, ir, model_optimizer, onnx_export, record, stages, verify
+from omz_tools import (
+    binding,
+    checkpoint,
+    differences,
+    ir,
+    manifest,
+    model_optimizer,
+    onnx_export,
+    record,
+    stages,
+    verify,
+)
 from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import PRECISIONS, Bound, Export, FileEntry, Precision
 from omz_tools.errors import IntegrityError, MissingError, UnsupportedError
@@ -135,16 +146,16 @@ class Plan:
     def is_done(self) -> bool:
         return not self.stale and not self.unproven
 
-    def bound(self, output: Output) -> Bound:
-        """How far the output may be from PyTorch."""
-        precision = output.precision or "FP32"
+    def bound(self, what: str) -> Bound:
+        """How far an output may be from PyTorch; `what` is "ONNX" or a precision."""
+        precision = "FP32" if what == ONNX else what
         of_model = [bound for bound in self.model.descriptor.bounds if bound.precision == precision]
         return of_model[0] if of_model else differences.BOUNDS[precision]
 
     def proof_of(self, output: Output, seen: Mapping[str, Seen], *, full: bool) -> Ingredients:
         """What the proof of an output depends on, whose files are as `seen`."""
         positions = self.checkpoint.config["n_positions"]
-        made = verify.ingredients(self.spec, output.what, self.bound(output), positions, full=full)
+        made = verify.ingredients(self.spec, output.what, self.bound(output.what), positions, full=full)
         digests = {name: file.digest for name, file in seen.items()}
         return _plain(made | {"files": digests, "checkpoint": self.sources})
 
@@ -180,12 +191,13 @@ def plan(model: Model, wish: Wish) -> Plan:
     sources = _sources(read, source, inputs)
     graph = _plain(onnx_export.ingredients(read, spec))
     onnx, irs = _targets(model, folder, chosen)
+    about = _about(model, sources)
     of_all = {"graph": graph, "checkpoint": sources}
     wanted: list[tuple[str, tuple[Path, ...], Ingredients]] = [
         (ONNX, (onnx,), _plain(binding.ingredients(read, onnx) | of_all))
     ]
     for p, paths in irs.items():
-        made_by = model_optimizer.ingredients(model.name, p, tool) if tool else ir.ingredients(model.name, p)
+        made_by = model_optimizer.ingredients(model.name, p, tool) if tool else ir.ingredients(model.name, p, about)
         wanted.append((p, paths, _plain(made_by | of_all)))
     outputs = tuple(
         _look_at_output(what, {str(p.relative_to(folder)): p for p in paths}, ingredients, known, wish)
@@ -244,6 +256,15 @@ def _sources(read: Checkpoint, folder: Path, inputs: Mapping[str, Seen]) -> dict
     pinned = {folder / name: seen.digest for name, seen in inputs.items()}
     paths = {name: read.folder / name for name in read.files}
     return {name: pinned.get(path) or record.look_at(path).digest for name, path in paths.items()}
+
+
+def _about(model: Model, sources: Mapping[str, str]) -> dict[str, str]:
+    """What an IR says of where it comes from."""
+    return {
+        "model": model.name,
+        "revision": manifest.revision(model.descriptor.checkpoint_files.values()),
+        "checkpoint": manifest.checkpoint_digest(sources),
+    }
 
 
 def _targets(

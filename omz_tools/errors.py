@@ -102,6 +102,12 @@ class ProofError(OmzError):
     code = "proof"
 
 
+class ManifestError(OmzError):
+    """A manifest cannot be read, or what it names is not as it says."""
+
+    code = "manifest"
+
+
 class StoppedError(OmzError):
     """The whole run ends on a signal, and this part of it with it."""
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from omz_tools import libraries
@@ -13,16 +14,17 @@ from omz_tools.errors import ConversionError
 from omz_tools.stages import Ingredients
 
 # Goes up whenever this module makes another IR of the same ingredients.
-FORMAT = 1
+FORMAT = 2
 
 
-def ingredients(name: str, precision: Precision) -> Ingredients:
+def ingredients(name: str, precision: Precision, about: Mapping[str, str]) -> Ingredients:
     """What the IR of a model depends on besides the graph and the checkpoint."""
     return {
         "stage": "ir",
         "format": FORMAT,
         "name": name,
         "precision": precision,
+        "about": dict(about),
         "openvino": libraries.version("openvino"),
     }
 
@@ -31,7 +33,9 @@ def ingredients(name: str, precision: Precision) -> Ingredients:
 _MADE_UP = re.compile(r"[A-Z][A-Za-z0-9]*_\d+")
 
 
-def convert(onnx_path: Path, name: str, targets: Mapping[Precision, Path]) -> None:
+def convert(
+    onnx_path: Path, name: str, targets: Mapping[Precision, Path], about: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write the IR of an ONNX model once for each precision.
 
     FP32 keeps the weights as they are. FP16 stores them as f16, to be widened when the model is loaded; inputs, outputs
@@ -45,6 +49,7 @@ def convert(onnx_path: Path, name: str, targets: Mapping[Precision, Path]) -> No
         onnx_path: the model, its weights embedded or below its folder.
         name: what the model is called.
         targets: the .xml to write for each precision; the .bin goes beside it.
+        about: what each .xml shall say of the model, in the part "omz_tools" of its rt_info.
 
     Raises:
         ConversionError: OpenVINO could not read, convert or write the model.
@@ -60,6 +65,8 @@ def convert(onnx_path: Path, name: str, targets: Mapping[Precision, Path]) -> No
     except Exception as error:
         raise ConversionError(f"OpenVINO could not convert {onnx_path.name}: {libraries.reason(error)}") from error
     model.set_friendly_name(name)
+    for key, value in about.items():
+        model.set_rt_info(value, ["omz_tools", key])
     for precision, xml in targets.items():
         try:
             openvino.save_model(model, xml, compress_to_fp16=precision == "FP16")

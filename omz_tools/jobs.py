@@ -2,21 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 from omz_tools.errors import OmzError, StoppedError
 from omz_tools.progress import Reporter
-from omz_tools.zoo import Entry
+
+
+class Named(Protocol):
+    """Something with the name of a model."""
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 def in_threads(
-    entries: Sequence[Entry], work: Callable[[Entry], None], jobs: int, reporter: Reporter, stop: Callable[[], None]
+    entries: Sequence[N], work: Callable[[N], None], jobs: int, reporter: Reporter, stop: Callable[[], None]
 ) -> list[str]:
     """Do `work` for each model, up to `jobs` at a time; report each error and return the names that failed, in order.
 
     On a signal, `stop` is called to end the work that other threads are at.
     """
 
-    def attempt(entry: Entry) -> bool:
+    def attempt(entry: N) -> bool:
         try:
             work(entry)
         except StoppedError:

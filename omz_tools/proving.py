@@ -68,7 +68,7 @@ class Proving:
         while len(self._comparing) >= self._at_a_time:
             self._settle(next(iter(self._comparing)))
         worker = worker or self._hire()
-        bound = self._plan.bound(output)
+        bound = self._plan.bound(output.what)
         pending = worker.begin(verify.compare, computed, self._plan.spec, output.what, self._at(output), bound)
         self._comparing[output.what] = output, worker, pending
 

@@ -22,6 +22,10 @@ def cache() -> int:
     return _begin("cache")
 
 
+def verify() -> int:
+    return _begin("verify")
+
+
 def _begin(name: str) -> int:
     """Load a command and run it; the exit status."""
     before = signal.getsignal(signal.SIGINT)
