@@ -106,8 +106,9 @@ def measure(what: str, bound: Bound, got: Any, wanted: Any) -> Difference:
 
 def _log_softmax(logits: Any) -> Any:
     np = libraries.load("numpy")
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # what is infinite becomes no number, and counts as that
+        shifted = logits - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _number(value: Any) -> float:

@@ -22,8 +22,9 @@ import torch
 import transformers
 import yaml
 from conftest import BIN, Command, Converted
+from proofs import compared
 
-from omz_tools import checkpoint, descriptor, verify
+from omz_tools import checkpoint, descriptor, differences, verify
 from omz_tools.errors import ProofError
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -457,18 +458,17 @@ def test_the_proof_sees_weights_of_another_checkpoint(convert: Command, download
     onnx_file = downloaded / "tiny.onnx"
     irs: dict[descriptor.Precision, Path] = {p: downloaded / p / "tiny.xml" for p in ("FP16", "FP32")}
     same = checkpoint.load(downloaded / "gpt2")
-    right = verify.reference(same, spec)
-    verify.judge(verify.compare(right, spec, what, path) for what, path in {"ONNX": onnx_file, **irs}.items())
+    differences.judge(compared(same, spec, what, path) for what, path in {"ONNX": onnx_file, **irs}.items())
 
     named = checkpoints.weights(checkpoints.TINY, seed=7)
     named["h.1.ln_2.bias"][5] += 0.5
     other_folder = checkpoints.write_repository(tmp_path / "other", checkpoints.TINY, seed=7)
     checkpoints.write_safetensors(other_folder / "model.safetensors", named)
-    other = verify.compare(verify.reference(checkpoint.load(other_folder), spec), spec, "ONNX", onnx_file)
+    other = compared(checkpoint.load(other_folder), spec, "ONNX", onnx_file)
     with pytest.raises(ProofError, match="does not answer as PyTorch does"):
-        verify.judge([other])
+        differences.judge([other])
     with pytest.raises(ProofError, match="FP32: largest difference"):
-        verify.judge([verify.compare(right, spec, "FP32", irs["FP16"])])  # F16 in place of F32
+        differences.judge([compared(same, spec, "FP32", irs["FP16"])])  # F16 in place of F32
 
 
 def test_the_proof_reads_names_types_and_axes_from_the_files(mini: Converted) -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 
-from omz_tools import binding, checkpoint, descriptor, layers, onnx_export, verify, zoo
+from omz_tools import binding, checkpoint, descriptor, differences, layers, onnx_export, zoo
 from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import Export, TensorSpec
 from omz_tools.errors import CheckpointError, ConversionError, UnsupportedError
@@ -65,7 +65,7 @@ def agree(path: Path, read: Checkpoint) -> None:
         ids = draw.integers(0, read.config["vocab_size"], shape)
         with torch.no_grad():
             wanted = model(torch.from_numpy(ids)).logits.numpy()
-        bound = verify.TOLERANCE["ONNX"] * max(1.0, float(np.abs(wanted).max()))
+        bound = differences.BOUNDS["FP32"].difference * max(1.0, float(np.abs(wanted).max()))
         assert session.run(["output"], {"input": ids})[0] == pytest.approx(wanted, abs=bound)
         assert compiled(ids)["output"] == pytest.approx(wanted, abs=bound)
 
