@@ -96,6 +96,12 @@ class ConversionError(OmzError):
     code = "conversion"
 
 
+class ModelError(OmzError):
+    """A model file does not exist or cannot be read, or has no such input or shape."""
+
+    code = "model"
+
+
 class ProofError(OmzError):
     """A converted model does not keep the contract, or its results differ from PyTorch's beyond the bound."""
 

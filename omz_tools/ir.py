@@ -55,15 +55,7 @@ def convert(
         ConversionError: OpenVINO could not read, convert or write the model.
     """
     openvino = libraries.load("openvino")
-    try:
-        model = _read(onnx_path)
-        _simplify(model)
-        _attend_causally(model)
-        _rename(model)
-    except ConversionError:
-        raise
-    except Exception as error:
-        raise ConversionError(f"OpenVINO could not convert {onnx_path.name}: {libraries.reason(error)}") from error
+    model = read(onnx_path)
     model.set_friendly_name(name)
     for key, value in about.items():
         model.set_rt_info(value, ["omz_tools", key])
@@ -78,10 +70,24 @@ def convert(
             ) from error
 
 
-def _read(onnx_path: Path) -> Any:
-    """The model as OpenVINO's operators, its weights mapped from their files."""
-    frontend = libraries.load("openvino.frontend").FrontEndManager().load_by_framework("onnx")
-    return frontend.convert(frontend.load(str(onnx_path)))
+def read(onnx_path: Path) -> Any:
+    """An ONNX model as the graph of OpenVINO's operators that its IR has; weights below its folder stay in their files.
+
+    Raises:
+        ConversionError: OpenVINO could not read or convert the model.
+    """
+    manager = libraries.load("openvino.frontend").FrontEndManager
+    try:
+        frontend = manager().load_by_framework("onnx")
+        model = frontend.convert(frontend.load(str(onnx_path)))
+        _simplify(model)
+        _attend_causally(model)
+        _rename(model)
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(f"OpenVINO could not convert {onnx_path.name}: {libraries.reason(error)}") from error
+    return model
 
 
 def _weights(model: Any) -> Iterator[Any]:

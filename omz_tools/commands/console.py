@@ -26,6 +26,10 @@ def verify() -> int:
     return _begin("verify")
 
 
+def analyzer() -> int:
+    return _begin("analyzer")
+
+
 def _begin(name: str) -> int:
     """Load a command and run it; the exit status."""
     before = signal.getsignal(signal.SIGINT)
