@@ -41,7 +41,7 @@ class Analysis:
         operations: the types that take floating-point operations or use parameters, the most expensive first.
         parameters: numbers in the floating-point constants of the model, each constant once. One number alone, such as
             a factor, is none.
-        masks: numbers in one mask [L, S] for each attention that is causal without one.
+        masks: numbers in one mask [L, S] for each attention that does not look everywhere.
         not_counted: how many operators have a type that there is no rule for, or a shape that is not fixed.
     """
 
@@ -164,7 +164,7 @@ def _count(model: Any) -> Analysis:
             not_counted[kind] += 1
             continue
         work[kind] += operations
-        masks += math.prod(flops.scores(node)) if flops.is_causal(node) else 0
+        masks += math.prod(flops.scores(node)) if flops.is_masked(node) else 0
     kinds = sorted((kind for kind in work | uses if work[kind] or uses[kind]), key=lambda kind: (-work[kind], kind))
     return Analysis(
         {port.get_any_name(): tuple(port.get_shape()) for port in model.inputs},

@@ -67,9 +67,14 @@ def of(node: Any) -> int | None:
     return rule(node, shapes, result) if rule else None
 
 
-def is_causal(node: Any) -> bool:
-    """Whether an operator is an attention that looks back only, without a mask that says so."""
-    return node.get_type_name() == "ScaledDotProductAttention" and bool(node.get_attributes()["causal"])
+def is_masked(node: Any) -> bool:
+    """Whether an operator is an attention that does not look everywhere: it is causal, or has a mask."""
+    return node.get_type_name() == "ScaledDotProductAttention" and (node.get_attributes()["causal"] or _has_mask(node))
+
+
+def _has_mask(attention: Any) -> bool:
+    """A number alone only keeps the place of a mask, before the scale."""
+    return bool(attention.get_input_size() > 3 and len(attention.get_input_partial_shape(3)) > 0)
 
 
 def scores(node: Any) -> tuple[int, int]:
@@ -88,7 +93,7 @@ def _attention(node: Any, shapes: list[Shape], result: Shape) -> int:
     With or without a mask the full square of scores is counted, as a graph that computes it step by step does.
     """
     computed = math.prod(result[:-2]) * math.prod(scores(node))
-    added = len(shapes) > 3 and len(shapes[3]) > 0 and node.input(3).get_element_type().is_real()
+    added = _has_mask(node) and node.input(3).get_element_type().is_real()
     return math.prod(shapes[0]) + computed * (2 * shapes[0][-1] + added + _SOFTMAX + 2 * result[-1])
 
 

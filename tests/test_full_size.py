@@ -1,6 +1,9 @@
 """gpt-2 at its true size, every tensor random: from the stand-in Hub over HTTP to IR, by the commands alone."""
 
+import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -9,7 +12,7 @@ import openvino
 import pytest
 import torch
 import transformers
-from conftest import Converted
+from conftest import BIN, Converted
 
 from omz_tools import checkpoint
 
@@ -85,3 +88,31 @@ def test_logits_equal_pytorch(
         assert outputs[shape].dtype == np.float32
         assert outputs[shape].shape == (*shape, 50257)
         assert np.abs(outputs[shape] - wanted).max() < bound
+
+
+# What Open Model Zoo's page of gpt-2 says of its converted model at [1, 1024].
+PUBLISHED_GFLOPS, PUBLISHED_PARAMETERS = "293.0489", 175.6203e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kB")
+@pytest.mark.parametrize("file", ["gpt-2.onnx", "FP16/gpt-2.xml", "FP32/gpt-2.xml"])
+def test_operations_and_parameters_are_the_published_ones_and_no_weights_are_read(
+    full_size: Converted, file: str
+) -> None:
+    words = [BIN / "omz_analyzer", "-m", full_size.folder / file, "--shape", "[1,1024]", "--format", "json"]
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    told = json.loads(done.stderr)
+    assert f"{told['gflops']:.4f}" == PUBLISHED_GFLOPS
+    embedding, masks = 50257 * 768, 12 * 1024 * 1024
+    assert told["parameters"] == {
+        "distinct": PARAMETERS,
+        "at_each_use": PARAMETERS + embedding,
+        "open_model_zoo": PARAMETERS + embedding + masks,
+    }
+    # Some two hundred more are the axes, exponents and factors of its operators.
+    assert 0 < PUBLISHED_PARAMETERS - told["parameters"]["open_model_zoo"] < 300
+    assert int(done.stdout) * 1024 < 4 * PARAMETERS / 2  # bytes of memory at most, of the whole command
