@@ -238,8 +238,8 @@ def test_what_does_not_fit_together_is_reported_beside_wrong_values_and_refused_
     text += f"bounds: [{bound}, {bound}]\n"
     text = changed("shape: [B, L, 7]", "shape: [B]", text)
     said = "\n".join(what for _, _, what in mistakes(path, f"{text}quantizable: &q no\n"))
-    for part in ("twice (capitals", "FP32 stands here twice", "bounds of FP16 stand here twice", "FP16-INT8", "GPT2LMHeadModel", "its first two axes",
-                 "an anchor (&q)", "'no' does not mean"):  # fmt: skip
+    for part in ("twice (capitals", "FP32 stands here twice", "bounds of FP16 stand here twice", "FP16-INT8",
+                 "GPT2LMHeadModel", "its first two axes", "an anchor (&q)", "'no' does not mean"):  # fmt: skip
         assert part in said
 
 
