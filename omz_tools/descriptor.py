@@ -53,11 +53,12 @@ Digest = Sha256 | Sha384
 
 
 class HuggingFace(Struct, frozen=True, tag_field="$type", tag="hugging_face"):
-    """A file of a repository on the Hugging Face Hub at one commit."""
+    """A file of a repository, of a model or a data set, on the Hugging Face Hub at one commit."""
 
     repo: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
     revision: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$")]
     file: RelativeName
+    repo_type: Literal["model", "dataset"] = "model"
 
 
 class Http(Struct, frozen=True, tag_field="$type", tag="http"):
@@ -226,14 +227,45 @@ class Bound(Struct, frozen=True):
     top_five: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
+class Corpus(Struct, frozen=True):
+    """The text that a figure was measured on.
+
+    Attributes:
+        file: what is downloaded: the text itself, in UTF-8, or a zip archive that it lies in.
+        member: the text's name in the archive.
+        sha256: the text's digest, where it lies in an archive.
+    """
+
+    file: FileEntry
+    member: RelativeName | None = None
+    sha256: Hex64 | None = None
+
+    @property
+    def digest(self) -> Digest:
+        """Of the text."""
+        return Sha256(self.sha256) if self.sha256 else self.file.digest
+
+
 class Accuracy(Struct, frozen=True):
-    """A published figure: what was measured, on which data, how, and who says so."""
+    """A published figure: what was measured, on which data, how, and who says so.
+
+    Attributes:
+        metric: its name.
+        value: the figure.
+        dataset: the data, in words.
+        method: how it was measured, in words.
+        source: who says so.
+        tolerance: how far from the figure one that is measured again may be, up or down; without it nothing is judged.
+        corpus: the data, where it is a text.
+    """
 
     metric: Text
     value: float
     dataset: Text
     method: Text
     source: Text
+    tolerance: Annotated[float, Meta(ge=0)] | None = None
+    corpus: Corpus | None = None
 
 
 class Descriptor(Struct, frozen=True):
@@ -259,6 +291,11 @@ class Descriptor(Struct, frozen=True):
     def places(self) -> dict[RelativeName, FileEntry]:
         """The files by where each lies below the model's folder, as it is pinned."""
         return {fetched_as(self.postprocessing, entry.name): entry for entry in self.files}
+
+    @property
+    def pinned(self) -> tuple[FileEntry, ...]:
+        """All files that are pinned: the model's, and those that it is measured on."""
+        return (*self.files, *(accuracy.corpus.file for accuracy in self.accuracy if accuracy.corpus))
 
     @property
     def checkpoint_files(self) -> dict[str, FileEntry]:
@@ -330,6 +367,7 @@ def _contradictions(root: Node) -> list[Mistake]:
         if node.value in [earlier.value for earlier in bounded[:place]]:
             found.append(node.mistake(f"bounds of {node.value} stand here twice"))
     found += _step_contradictions(root)
+    found += _corpus_contradictions(root)
     if "export" in (root.value if isinstance(root.value, dict) else ()):
         found += _export_contradictions(root)
     return found
@@ -378,6 +416,20 @@ def _step_contradictions(root: Node) -> list[Mistake]:
             found.append(
                 node.mistake(f"under this name the original of {file!r} is kept, which postprocessing changes")
             )
+    return found
+
+
+def _corpus_contradictions(root: Node) -> list[Mistake]:
+    found: list[Mistake] = []
+    for accuracy in root.items("accuracy"):
+        corpus = accuracy.at("corpus")
+        if corpus is accuracy or not isinstance(corpus.value, dict):
+            continue
+        file = corpus.at("file")
+        if isinstance(file.value, dict) and file.at("source").value == []:
+            found.append(file.at("source").mistake("the list of sources is empty"))
+        if ("member" in corpus.value) != ("sha256" in corpus.value):
+            found.append(corpus.mistake("a text in an archive needs both: its name there (member) and its sha256"))
     return found
 
 

@@ -32,9 +32,10 @@ def key(source: Source, folder: Path) -> str:
 
 def _place(source: Source, folder: Path) -> str:
     match source:
-        case HuggingFace(repo, revision, file):
+        case HuggingFace(repo, revision, file, kind):
             template: str = _hub().HUGGINGFACE_CO_URL_TEMPLATE
-            return template.format(repo_id=quote(repo), revision=quote(revision, safe=""), filename=quote(file))
+            repo_id = quote(f"datasets/{repo}" if kind == "dataset" else repo)
+            return template.format(repo_id=repo_id, revision=quote(revision, safe=""), filename=quote(file))
         case Http(url):
             return url
         case Local(path):
@@ -109,7 +110,7 @@ def in_hub_cache(source: Source, digest: Digest) -> list[Path]:
     """The files in the Hub's own cache (HF_HOME, HF_HUB_CACHE) that should be this one; they are not verified."""
     if not isinstance(source, HuggingFace):
         return []
-    repository = Path(_hub().HF_HUB_CACHE) / f"models--{source.repo.replace('/', '--')}"
+    repository = Path(_hub().HF_HUB_CACHE) / f"{source.repo_type}s--{source.repo.replace('/', '--')}"
     # Large files are stored under their sha256, whichever revision they came with.
     places = [repository / "snapshots" / source.revision / source.file, repository / "blobs" / digest.value]
     # Not Path.is_file, which raises what os.path.isfile takes for no.

@@ -106,7 +106,7 @@ def test_gpt_2_and_its_small_sister_are_shipped() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 def test_files_that_travel_with_a_descriptor_are_the_pinned_ones(path: Path) -> None:
-    for entry in descriptor.load(path).files:
+    for entry in descriptor.load(path).pinned:
         for source in entry.sources:
             if isinstance(source, descriptor.Local):
                 data = (path.parent / source.path).read_bytes()
@@ -147,6 +147,63 @@ def test_plain_checksums_and_sources_mean_what_they_mean_in_open_model_zoo(path:
     [read] = descriptor.load(write(path, HEAD + entry)).files
     assert read.digest == descriptor.Sha384("ab" * 48)
     assert read.sources == (descriptor.Http("http://example.org/a"),)
+
+
+CORPUS = f"""\
+{MODEL}accuracy:
+  - metric: perplexity
+    value: 29
+    dataset: a text
+    method: by windows
+    source: a page
+    tolerance: 0.5
+    corpus:
+      file:
+        name: texts.zip
+        size: 3
+        checksum: {{$type: sha256, value: {DIGEST}}}
+        source: {{$type: hugging_face, repo_type: dataset, repo: some/texts, file: t.zip, revision: {REVISION}}}
+      member: folder/text.txt
+      sha256: {DIGEST[::-1]}
+"""
+
+
+def test_a_figure_names_the_text_that_it_was_measured_on(path: Path) -> None:
+    model = descriptor.load(write(path, CORPUS))
+    [accuracy] = model.accuracy
+    assert accuracy.corpus
+    assert (accuracy.value, accuracy.tolerance, accuracy.corpus.member) == (29.0, 0.5, "folder/text.txt")
+    assert accuracy.corpus.digest == descriptor.Sha256(DIGEST[::-1])
+    assert accuracy.corpus.file.sources == (descriptor.HuggingFace("some/texts", REVISION, "t.zip", "dataset"),)
+    assert [entry.name for entry in model.pinned] == ["m/config.json", "m/model.safetensors", "texts.zip"]
+    plain = changed("      member: folder/text.txt\n", "", changed(f"      sha256: {DIGEST[::-1]}\n", "", CORPUS))
+    [accuracy] = descriptor.load(write(path, plain)).accuracy
+    assert accuracy.corpus
+    assert accuracy.corpus.digest == descriptor.Sha256(DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "said"),
+    [
+        ("tolerance: 0.5", "tolerance: -1", "tolerance: |-1", ">= 0"),
+        ("      member: folder/text.txt\n", "", "corpus:\n      |file:", "needs both"),
+        (f"      sha256: {DIGEST[::-1]}\n", "", "corpus:\n      |file:", "needs both"),
+        ("member: folder/text.txt", "member: ../text.txt", "member: |../text.txt", "a path must name a file below"),
+        ("repo_type: dataset", "repo_type: space", "repo_type: |space", "must be one of model, dataset"),
+    ],
+)
+def test_a_mistake_about_a_text_is_reported_where_it_stands(path: Path, old: str, new: str, at: str, said: str) -> None:
+    text = changed(old, new, CORPUS)
+    [(line, column, told)] = mistakes(path, text)
+    assert (line, column) == place_of(text, at)
+    assert said in told
+
+
+def test_a_text_without_a_source_is_reported(path: Path) -> None:
+    before, _, after = CORPUS.rpartition("source: {")
+    text = f"{before}source: []{after.partition('}')[2]}"
+    [(_, _, told)] = mistakes(path, text)
+    assert told == "the list of sources is empty"
 
 
 def test_sources_are_kept_in_their_order(path: Path) -> None:

@@ -47,7 +47,8 @@ def test_the_wheel_carries_the_descriptors_and_the_embedded_model(wheel: Path) -
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         sizes = {info.filename: info.file_size for info in archive.infolist()}
-    for name in ("gpt-2/model.yml", "gpt-2/README.md", "gpt-2-mini/model.yml", "gpt-2-mini/gpt2-mini/config.json"):
+    mini = ("model.yml", "gpt2-mini/config.json", "held-out/held-out.txt", "held-out/LICENSE.txt")
+    for name in ("gpt-2/model.yml", "gpt-2/README.md", *(f"gpt-2-mini/{name}" for name in mini)):
         assert f"omz_tools/model_configs/{name}" in names
     assert "omz_tools/py.typed" in names
     assert not [name for name in names if "tests/" in name or name.endswith("train.py")]

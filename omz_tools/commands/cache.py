@@ -90,7 +90,7 @@ def _owners(store: Store, models_dirs: Iterable[Path]) -> tuple[dict[Digest, lis
         except OmzError as error:
             mistakes.append(error)
             continue
-        for file in model.descriptor.files:
+        for file in model.descriptor.pinned:
             owners.setdefault(file.digest, []).append(f"{model.name}: {file.name}")
     for result in results.all_of(store):
         for name, kept in result.files.items():
