@@ -67,7 +67,7 @@ def carry_out(plan: Download, means: download.Means, reporter: Reporter) -> None
         successful = False
         try:
             for want, how in plan.wants:
-                _bring(model, want, how, means, reporter)
+                bring(model.name, want, how, means, reporter)
             _postprocess(plan, reporter)
             successful = True
             total = size_text(sum(want.entry.size for want, _ in plan.wants))
@@ -87,10 +87,15 @@ def _postprocess(plan: Download, reporter: Reporter) -> None:
             reporter.postprocessing_end(plan.model.name)
 
 
-def _bring(model: Model, want: Want, how: How, means: download.Means, reporter: Reporter) -> None:
+def bring(model: str, want: Want, how: How, means: download.Means, reporter: Reporter) -> None:
+    """Bring one file of a model to its place, verified, and report it.
+
+    Raises:
+        SourceError, UnsupportedError, IntegrityError, DiskError: see `download.fetch`.
+    """
     name, size = want.entry.name, want.entry.size
-    means = replace(means, note=lambda text: reporter.about(model.name, text))
-    reporter.file_begin(model.name, name, size, str(want.target))
+    means = replace(means, note=lambda text: reporter.about(model, text))
+    reporter.file_begin(model, name, size, str(want.target))
     came: How | None = how if how is How.IN_PLACE else None
     try:
         with context(f"file {want.target}"):
@@ -100,8 +105,8 @@ def _bring(model: Model, want: Want, how: How, means: download.Means, reporter: 
                 came = download.fetch(
                     want,
                     means,
-                    lambda done: reporter.file_resumed(model.name, name, done, size) if done else None,
-                    lambda done: reporter.file_progress(model.name, name, done, size),
+                    lambda done: reporter.file_resumed(model, name, done, size) if done else None,
+                    lambda done: reporter.file_progress(model, name, done, size),
                 )
     finally:
-        reporter.file_end(model.name, name, came.value if came else None)
+        reporter.file_end(model, name, came.value if came else None)

@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -16,14 +15,15 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
+from omz_tools.amount import Amount
 from omz_tools.errors import OmzError
 
 # Without a terminal, a transfer says something this often: never silence, never a bar.
 PLAIN_SECONDS = 5.0
 BAR_SECONDS = 0.25
 JSON_SECONDS = 0.5
-# A speed is that of the last seconds: it follows what happens, and does not jump.
-SPEED_SECONDS = 10.0
+# A large model may take long for a window; its speed is that of this time.
+WINDOW_SECONDS = 60.0
 
 _HEADING = "################|| {} ||################"
 
@@ -42,44 +42,10 @@ def files_text(number: int) -> str:
     return "1 file" if number == 1 else f"{number:,} files"
 
 
-class _Transfer:
-    """Bytes on their way, of one file or of all files together.
-
-    Attributes:
-        size: bytes there will be; 0 if nobody knows.
-        done: bytes that are there, wherever they came from.
-        received: bytes that came since it began; it never falls, and speed is made of it.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size, self.done, self.received = size, 0, 0
-        self.began = time.monotonic()
-        self._samples = deque([(self.began, 0)])
-
-    @property
-    def percent(self) -> int:
-        return min(100, self.done * 100 // self.size) if self.size > 0 else 0
-
-    def figures(self) -> tuple[str, str]:
-        """The speed of late, and the time left at this speed as a clock shows it."""
-        now = time.monotonic()
-        self._samples.append((now, self.received))
-        while len(self._samples) > 2 and self._samples[1][0] <= now - SPEED_SECONDS:
-            self._samples.popleft()
-        since, before = self._samples[0]
-        speed = (self.received - before) / max(now - since, 1e-3)
-        if not speed:
-            return "waiting", "-:--"
-        seconds = round(max(0, self.size - self.done) / speed)
-        hours, clock = seconds // 3600, f"{seconds // 60 % 60}:{seconds % 60:02}"
-        return f"{size_text(speed)}/s", f"{hours}:{clock:0>5}" if hours else clock
-
-    def __str__(self) -> str:
-        speed, left = self.figures()
-        amount = size_text(self.done)
-        if self.size > 0:
-            amount = f"{self.percent}%, {amount} of {size_text(self.size)}"
-        return f"{amount}, {speed}" + (f", {left} left" if self.size > 0 and speed != "waiting" else "")
+def windows_text(number: float) -> str:
+    """A number of windows of a text for people; a speed may be a broken one."""
+    digits = 0 if number >= 10 or number == int(number) else 1
+    return f"{number:,.{digits}f} window" + ("" if number == 1 else "s")
 
 
 @contextmanager
@@ -116,9 +82,9 @@ class Reporter:
         self._thread.model = model
         self._output = threading.Lock()
         self._counting = threading.Lock()  # never held while something is written
-        self._files: dict[tuple[str, str], _Transfer] = {}
+        self._files: dict[tuple[str, str], Amount] = {}  # and what else is counted
         self._stages: dict[str, tuple[str, float]] = {}  # of each model, and since when
-        self._all = _Transfer(0)
+        self._all = Amount(0, size_text)
         self._fault: OSError | None = None
 
     def _write(self, stream: TextIO, text: str, model: str = "") -> None:
@@ -191,7 +157,7 @@ class Reporter:
         text = f"========== Downloading {target}"
         self._event("model_file_download_begin", model, text, model_file=name, size=size)
         with self._counting:
-            self._files[model, name] = _Transfer(size)
+            self._files[model, name] = Amount(size, size_text)
 
     def file_resumed(self, model: str, name: str, done: int, size: int) -> None:
         """`done` bytes of a file were kept from an earlier run; with 0, the file begins again after all."""
@@ -227,13 +193,33 @@ class Reporter:
             text += f", {size_text(file.received / seconds)}/s, {seconds:.1f} s" if seconds >= 0.1 else ""
         self._event("model_file_download_end", model, text, model_file=name, successful=how is not None)
 
+    def measuring_begin(self, model: str, what: str, windows: int) -> None:
+        """`what`, the model in one precision say, is going to be measured on that many windows of a text."""
+        self.about(model, f"========== Measuring {what} on {windows_text(windows)}")
+        with self._counting:
+            self._stages.pop(model, None)
+            self._files[model, what] = Amount(windows, windows_text, "{:,.0f}".format, WINDOW_SECONDS)
+
+    def measuring_progress(self, model: str, what: str, done: int) -> None:
+        """`done` windows are measured."""
+        if self._fault:
+            raise self._fault
+        with self._counting:
+            work = self._files[model, what]
+            work.received += done - work.done
+            work.done = done
+
+    def measuring_end(self, model: str, what: str) -> None:
+        with self._counting:
+            del self._files[model, what]
+
     def _show(self) -> None:
         """Say how far it is: called at the clock's pace and not the work's, also when nothing comes."""
 
     @contextmanager
     def running(self, total: int = 0) -> Iterator[None]:
         """Around all the work, which is going to bring `total` bytes; 0 if nobody knows."""
-        self._all = _Transfer(total)
+        self._all = Amount(total, size_text)
         ended = threading.Event()
 
         def repeat() -> None:
@@ -333,14 +319,14 @@ class TerminalReporter(Reporter):
         line.truncate(min(self._console.width, 120) - 1)
         return line
 
-    def _bar(self, label: str, name: str, transfer: _Transfer) -> Text:
+    def _bar(self, label: str, name: str, transfer: Amount) -> Text:
         """Name, bar, speed and time left in one line; how much of what, too, where there is room for it."""
         encoding, unicode = self._console.encoding, self._console.encoding.startswith("utf")
         width = min(self._console.width, 120) - 1  # in the last column some terminals begin a new line
         speed, left = transfer.figures()
         figures, gap = f"{speed:>10} {left:>7}", " "
         if width >= 60:
-            figures, gap = f"{transfer.percent:3}% of {size_text(transfer.size):>8}  {speed:>10}  {left:>7}", "  "
+            figures, gap = f"{transfer.percent:3}% of {transfer.text(transfer.size):>8}  {speed:>10}  {left:>7}", "  "
         free = max(2, width - len(figures) - 2 * len(gap))
         room = free * 3 // 5
         if cell_len(label + name) > room:

@@ -406,6 +406,20 @@ def test_there_is_never_silence_when_nothing_comes() -> None:
             reporter.file_begin("net", "f", MB, "t")
 
 
+def test_windows_of_a_text_are_counted_with_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)  # a stage is told at once how long it takes
+    reporter, out, _ = reporting()
+    with reporter.running(), reporter.on("net"):
+        reporter.section("Checking")
+        reporter.measuring_begin("net", "FP16", 280)
+        time.sleep(0.1)
+        with waiting(out, rf"^\.\.\. 25%, 70 of 280 windows, \d+(\.\d)? windows?/s, {LEFT}$"):
+            reporter.measuring_progress("net", "FP16", 70)
+        reporter.measuring_end("net", "FP16")
+    assert "\n========== Measuring FP16 on 280 windows\n" in out.getvalue()
+    assert "Checking:" not in out.getvalue().partition("Measuring")[2]  # that stage is over
+
+
 def test_the_total_is_told_when_more_is_on_its_way() -> None:
     reporter, out, _ = reporting()
     with reporter.running(40 * MB):
