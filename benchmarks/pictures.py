@@ -9,26 +9,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import measuring
 
-# Contrast of 4.3 or more with white and with the near-black of dark pages.
-TEXT, OURS, OTHER = "#787878", "#2f81d8", "#b7762a"
+from omz_tools.chart import OTHER, OURS, STYLE, TEXT
+
 mpl.use("svg")
-mpl.rcParams |= {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "omz_tools",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.titlecolor": TEXT,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": TEXT,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "legend.frameon": False,
-    "savefig.transparent": True,
-}
+mpl.rcParams |= STYLE | {"legend.frameon": False, "savefig.transparent": True}
 
 
 def convert(results: dict[str, Any], path: Path) -> None:

@@ -114,6 +114,12 @@ class ManifestError(OmzError):
     code = "manifest"
 
 
+class AccuracyError(OmzError):
+    """A model that was measured is not as good as it was published to be."""
+
+    code = "accuracy"
+
+
 class StoppedError(OmzError):
     """The whole run ends on a signal, and this part of it with it."""
 

@@ -37,8 +37,8 @@ def _prepare() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def load(name: str) -> ModuleType:
-    """Import a library of the extra `pytorch`.
+def load(name: str, *, extra: str = "pytorch") -> ModuleType:
+    """Import a library that comes with an extra of this package.
 
     Raises:
         ConversionError: it is not installed, or cannot be loaded.
@@ -49,7 +49,7 @@ def load(name: str) -> ModuleType:
     except (ImportError, OSError) as error:
         raise ConversionError(
             f"{name} cannot be imported: {error}",
-            hint="Converting needs the extra 'pytorch': pip install 'omz_tools[pytorch]'.",
+            hint=f"It comes with the extra {extra!r}: pip install 'omz_tools[{extra}]'.",
         ) from error
 
 

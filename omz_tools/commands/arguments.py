@@ -99,7 +99,7 @@ def _jobs(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A number of attempts."""
+    """A number of attempts, or of what else there must be one of."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)

@@ -30,6 +30,10 @@ def analyzer() -> int:
     return _begin("analyzer")
 
 
+def evaluator() -> int:
+    return _begin("evaluator")
+
+
 def _begin(name: str) -> int:
     """Load a command and run it; the exit status."""
     before = signal.getsignal(signal.SIGINT)
