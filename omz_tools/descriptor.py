@@ -246,6 +246,25 @@ class Corpus(Struct, frozen=True):
         return Sha256(self.sha256) if self.sha256 else self.file.digest
 
 
+class Specification(Struct, frozen=True):
+    """What a model is made of.
+
+    Attributes:
+        gflops: billions of floating-point operations at `shape`, as `analysis` counts them.
+        shape: batch and length of the input.
+        parameters: numbers in the weights; those that several layers share count once.
+        layers, width, heads, positions: of the transformer.
+    """
+
+    gflops: Annotated[float, Meta(gt=0)]
+    shape: tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
+    parameters: Annotated[int, Meta(ge=1)]
+    layers: Annotated[int, Meta(ge=1)]
+    width: Annotated[int, Meta(ge=1)]
+    heads: Annotated[int, Meta(ge=1)]
+    positions: Annotated[int, Meta(ge=1)]
+
+
 class Accuracy(Struct, frozen=True):
     """A published figure: what was measured, on which data, how, and who says so.
 
@@ -255,6 +274,8 @@ class Accuracy(Struct, frozen=True):
         dataset: the data, in words.
         method: how it was measured, in words.
         source: who says so.
+        origin: whether someone else has published it, or it was measured with this package.
+        converted: what was measured in the same way on the converted model, by precision.
         tolerance: how far from the figure one that is measured again may be, up or down; without it nothing is judged.
         corpus: the data, where it is a text.
     """
@@ -264,6 +285,8 @@ class Accuracy(Struct, frozen=True):
     dataset: Text
     method: Text
     source: Text
+    origin: Literal["published", "measured"] = "published"
+    converted: dict[Literal["FP16", "FP32"], float] = {}
     tolerance: Annotated[float, Meta(ge=0)] | None = None
     corpus: Corpus | None = None
 
@@ -279,6 +302,7 @@ class Descriptor(Struct, frozen=True):
     export: Export | None = None
     precisions: tuple[Precision, ...] = CONVERTIBLE
     bounds: tuple[Bound, ...] = ()
+    specification: Specification | None = None
     accuracy: tuple[Accuracy, ...] = ()
     input_info: tuple[InputInfo, ...] = ()
     quantizable: bool = False

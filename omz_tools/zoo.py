@@ -33,11 +33,19 @@ class Model:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that exists, its descriptor not yet read; `is_composite` stands for several models in turn."""
+    """A model that exists, its descriptor not yet read; `is_composite` stands for several models in turn.
+
+    Attributes:
+        name: see `Model`.
+        subdirectory: see `Model`.
+        path: its descriptor.
+        root: the folder of descriptors that it was found in.
+    """
 
     name: str
     subdirectory: str
     path: Path
+    root: Path
     is_composite: bool = False
 
     def load(self) -> Model:
@@ -88,7 +96,7 @@ def _below(root: Path) -> dict[str, Entry]:
         relative = folder.relative_to(root).parts
         inside = relative and relative[0] in _COLLECTIONS
         subdirectory = "/".join(relative) if inside else f"public/{name}"
-        entries[name] = Entry(name, subdirectory, path, path.name.startswith("composite-"))
+        entries[name] = Entry(name, subdirectory, path, root, path.name.startswith("composite-"))
     return entries
 
 
@@ -97,22 +105,36 @@ def select(entries: dict[str, Entry], patterns: Iterable[str]) -> list[Entry]:
 
     Raises:
         SelectionError: a pattern matches nothing.
+        DescriptorError: a composite has mistakes, or a stage that is no model.
+    """
+    chosen = [stage for entry in matching(entries, patterns) for stage in stages(entries, entry) or [entry]]
+    return list({entry.name: entry for entry in chosen}.values())
+
+
+def matching(entries: dict[str, Entry], patterns: Iterable[str]) -> list[Entry]:
+    """The models and composites that shell-style patterns match, each once, in the patterns' order.
+
+    Raises:
+        SelectionError: a pattern matches nothing.
     """
     chosen: dict[str, Entry] = {}
     for pattern in patterns:
-        matching = [name for name in entries if fnmatch.fnmatchcase(name, pattern)]
-        if not matching:
+        names = [name for name in entries if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
             known = ", ".join(entries) if len(entries) <= 20 else f"{len(entries)} models, listed by --print_all"
             raise SelectionError(f'No matching models: "{pattern}"', hint=f"There are: {known}.")
-        for name in matching:
-            for entry in _stages(entries, entries[name]):
-                chosen[entry.name] = entry
+        chosen |= {name: entries[name] for name in names}
     return list(chosen.values())
 
 
-def _stages(entries: dict[str, Entry], entry: Entry) -> list[Entry]:
+def stages(entries: dict[str, Entry], entry: Entry) -> list[Entry]:
+    """The models that a composite stands for, in turn; none for a model.
+
+    Raises:
+        DescriptorError: a composite has mistakes, or a stage that is no model.
+    """
     if not entry.is_composite:
-        return [entry]
+        return []
     names = descriptor.load_composite(entry.path).stages_order
     unknown = [name for name in names if name not in entries or entries[name].is_composite]
     if unknown:

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 
+import checkpoints
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 from conftest import BIN, Converted
+from test_info_dumper import agrees, specification
 
 from omz_tools import checkpoint
 
@@ -116,3 +118,7 @@ def test_operations_and_parameters_are_the_published_ones_and_no_weights_are_rea
     # Some two hundred more are the axes, exponents and factors of its operators.
     assert 0 < PUBLISHED_PARAMETERS - told["parameters"]["open_model_zoo"] < 300
     assert int(done.stdout) * 1024 < 4 * PARAMETERS / 2  # bytes of memory at most, of the whole command
+
+
+def test_the_specification_of_gpt_2_is_that_of_its_files(full_size: Converted) -> None:
+    agrees(specification("gpt-2"), full_size.folder, "gpt-2", checkpoints.GPT2)

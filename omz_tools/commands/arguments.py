@@ -62,11 +62,20 @@ class Parser(argparse.ArgumentParser):
         )
 
     def selected(self, args: argparse.Namespace) -> list[zoo.Entry]:
-        """The models that the arguments choose; `--print_all` prints and exits here.
+        """The models that the arguments choose, for a composite its stages; `--print_all` prints and exits here.
 
         Raises:
             SelectionError, DescriptorError: see `zoo.find` and `zoo.select`.
         """
+        return zoo.select(self.entries(args), _patterns(args))
+
+    def matching(self, args: argparse.Namespace) -> tuple[dict[str, zoo.Entry], list[zoo.Entry]]:
+        """All models, and those that the arguments choose, composites as such; raises as `selected` does."""
+        entries = self.entries(args)
+        return entries, zoo.matching(entries, _patterns(args))
+
+    def entries(self, args: argparse.Namespace) -> dict[str, zoo.Entry]:
+        """All models by name; wrong usage, and `--print_all`, end here. Raises as `zoo.find` does."""
         if args.name is None and not (args.list or args.all or args.print_all):
             self.error("one of the arguments --name --list --all --print_all is required")
         if args.name is not None and not _patterns(args):
@@ -76,7 +85,7 @@ class Parser(argparse.ArgumentParser):
             with writing():
                 print("\n".join(entries), flush=True)
             sys.exit(0)
-        return zoo.select(entries, _patterns(args))
+        return entries
 
 
 def _underscored(word: str) -> str:

@@ -34,6 +34,10 @@ def evaluator() -> int:
     return _begin("evaluator")
 
 
+def info_dumper() -> int:
+    return _begin("info_dumper")
+
+
 def _begin(name: str) -> int:
     """Load a command and run it; the exit status."""
     before = signal.getsignal(signal.SIGINT)
