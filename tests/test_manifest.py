@@ -64,7 +64,7 @@ def test_it_names_all_that_went_in_and_came_out(mini: Converted) -> None:
     assert {"omz_tools", "python", "torch", "transformers", "onnx", "openvino"} <= said["toolchain"].keys()
     for output in said["outputs"]:
         assert [d["length"] for d in output["proof"]["differences"]] == [1, 7, 64]
-        assert all(0 <= d["largest"] <= d["bound"] for d in output["proof"]["differences"])
+        assert all(0 < d["mean"] < d["largest"] <= d["bound"] for d in output["proof"]["differences"])
         assert output["proof"]["bound"]["reason"]
 
 
