@@ -2,10 +2,12 @@
 
 import http.client
 import os
+import queue
 import ssl
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import urllib3
 
@@ -34,12 +36,24 @@ class _SecureConnection(urllib3.connection.HTTPSConnection):
     response_class = _Answer
 
 
+class _OpenFirst(queue.LifoQueue[Any]):
+    """Gives an open connection before the leave to make one, which is None and comes back when one has failed."""
+
+    def _put(self, item: Any) -> None:
+        if item is None:
+            self.queue.insert(0, item)
+        else:
+            self.queue.append(item)
+
+
 class _Pool(urllib3.HTTPConnectionPool):
     ConnectionCls = _Connection
+    QueueCls = _OpenFirst
 
 
 class _SecurePool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
+    QueueCls = _OpenFirst
 
 
 def pool_for(proxy: str | None) -> urllib3.PoolManager:
