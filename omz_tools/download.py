@@ -363,12 +363,13 @@ def _from_source(source: Source, want: Want, own: Partial, means: Means, progres
         Transfer(source, want.folder, want.entry, own, means.transport, manner).run(progress)
 
     try:
-        transfer(Manner(means.attempts, means.connections, ranges=True, note=means.note))
+        transfer(Manner(means.attempts, means.connections, ranges=True, at_once=False, note=means.note))
     except (IntegrityError, RangeError) as error:
         means.note(f"... {error.what}; once more from the beginning")
         own.clear()
         try:
-            transfer(Manner(means.attempts, 1, ranges=not isinstance(error, RangeError), note=means.note))
+            ranges = not isinstance(error, RangeError)
+            transfer(Manner(means.attempts, 1, ranges=ranges, at_once=True, note=means.note))
         except (IntegrityError, RangeError):
             own.clear()
             raise

@@ -158,6 +158,10 @@ class Partial:
                 self._add(offset, offset + done)
             view, offset = view[done:], offset + done
 
+    def settle(self) -> None:
+        """Put on the disk what was written so far, in one thread while others write on."""
+        getattr(os, "fdatasync", os.fsync)(self._file)
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from `offset` on; the number of bytes read."""
         return os.preadv(self._file, [buffer], offset)
