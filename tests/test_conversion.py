@@ -197,6 +197,7 @@ def test_another_output_folder_gets_a_self_contained_onnx_file(
         "public/tiny/.tiny.conversion.json",
         "public/tiny/FP32/tiny.bin",
         "public/tiny/FP32/tiny.xml",
+        "public/tiny/tiny.manifest.json",
         "public/tiny/tiny.onnx",
     ]
     ids = np.arange(12, dtype=np.int64).reshape(2, 6)
@@ -210,7 +211,7 @@ def test_another_output_folder_gets_a_self_contained_onnx_file(
 def test_one_precision_alone(convert: Command, downloaded: Path) -> None:
     assert convert("--precisions", "FP16").returncode == 0
     made = {name for name in listing(downloaded) if not name.startswith("gpt2/")}
-    assert made == {".tiny.conversion.json", "tiny.onnx", "FP16/tiny.xml", "FP16/tiny.bin"}
+    assert made == {".tiny.conversion.json", "tiny.manifest.json", "tiny.onnx", "FP16/tiny.xml", "FP16/tiny.bin"}
 
 
 def test_a_dry_run_says_what_it_would_make_and_makes_nothing(convert: Command, downloaded: Path) -> None:

@@ -669,7 +669,7 @@ def test_words_that_yaml_takes_for_something_else_must_be_quoted(path: Path, wor
     assert descriptor.load(write(path, changed("A model", f"'{word}'"))).description == word
 
 
-@pytest.mark.parametrize("word", ["12", "-1", "1.5", "1.0e3", "true", "false"])
+@pytest.mark.parametrize("word", ["12", "-1", "1.5", "1.0e3", "2e-05", "true", "false"])
 def test_a_number_or_bool_where_text_is_needed_must_be_quoted(path: Path, word: str) -> None:
     [(line, column, said)] = mistakes(path, changed("A model", word))
     assert (line, column) == (1, 14)

@@ -114,11 +114,12 @@ def test_a_weight_that_f16_rounds_is_none(exported: Path, tmp_path: Path, value:
 def test_the_ingredients_are_told_without_openvino() -> None:
     code = (
         "import json, sys; from omz_tools import ir;"
-        "print(json.dumps(ir.ingredients('m', 'FP16')), 'openvino' in sys.modules)"
+        "print(json.dumps(ir.ingredients('m', 'FP16', {'model': 'm'})), 'openvino' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     told, loaded = said.rsplit(" ", 1)
     assert loaded == "False"
-    assert json.loads(told) == ir.ingredients("m", "FP16")
-    assert ir.ingredients("m", "FP16") != ir.ingredients("m", "FP32")
-    assert ir.ingredients("m", "FP16") != ir.ingredients("n", "FP16")
+    assert json.loads(told) == ir.ingredients("m", "FP16", {"model": "m"})
+    assert ir.ingredients("m", "FP16", {"model": "m"}) != ir.ingredients("m", "FP32", {"model": "m"})
+    assert ir.ingredients("m", "FP16", {"model": "m"}) != ir.ingredients("n", "FP16", {"model": "m"})
+    assert ir.ingredients("m", "FP16", {"model": "m"}) != ir.ingredients("m", "FP16", {"model": "n"})
