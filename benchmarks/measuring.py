@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,10 @@ def measure(command: Sequence[str | Path], folder: Path, settings: Mapping[str, 
         # Its end is seen and not yet collected (WNOWAIT): until then the system keeps the count of bytes.
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             pids = list(_tree(process.pid))
-            anonymous = max(anonymous, sum(_megabytes("status", pid, "RssAnon") for pid in pids))
+            if (total := _own(pids)) > anonymous:
+                # A child that is about to become another program still counts with all that its parent has.
+                time.sleep(_INTERVAL / 4)
+                anonymous = max(anonymous, min(total, _own(_tree(process.pid))))
             resident = max(resident, *(_megabytes("status", pid, "VmHWM") for pid in pids))
             time.sleep(_INTERVAL)
         seconds = time.perf_counter() - began
@@ -95,6 +98,11 @@ def _tree(pid: int) -> Iterator[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 yield from _tree(int(child))
+
+
+def _own(pids: Iterable[int]) -> float:
+    """MB of the processes' own memory, together."""
+    return sum(_megabytes("status", pid, "RssAnon") for pid in pids)
 
 
 def _megabytes(file: str, pid: int, name: str) -> float:

@@ -4,6 +4,7 @@ Each of these settings works only if it is made before the import, so torch, tra
 imported through `load` alone.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -59,6 +60,7 @@ def warm(*names: str) -> None:
         load(name)
 
 
+@functools.cache
 def version(name: str) -> str | None:
     """The installed version of a library, without importing it; None if it is not installed.
 

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 from omz_tools.descriptor import Export, InputInfo, Precision
 from omz_tools.errors import ConversionError
@@ -218,6 +217,8 @@ def _name_as_published(xml: Path, name: str) -> None:
     The folder is called DIR, as Model Optimizer itself calls it if it exists. IRs of the same model are the same
     everywhere.
     """
+    from xml.sax.saxutils import quoteattr  # here, for it loads much that most conversions do not need
+
     text = xml.read_text(encoding="utf-8")
     for key, value in {"input_model": f"DIR/{name}.onnx", "model_name": name, "output_dir": "DIR"}.items():
         named = f"<{key} value={quoteattr(value)} />"

@@ -17,16 +17,16 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Reference:
-    """PyTorch's answers, in files, for they can be large.
+    """PyTorch's answers.
 
     Attributes:
         inputs: token ids [B, L] of several shapes.
-        logits: for each of them a .npy file with f32 [B, L, vocabulary].
+        logits: for each of them f32 [B, L, vocabulary], or a .npy file with it.
         edges: what PyTorch does with each of the inputs of `strange`; empty in the quick proof.
     """
 
     inputs: list[Any]
-    logits: list[Path]
+    logits: list[Any]
     edges: dict[str, str]
 
 
@@ -49,7 +49,7 @@ def strange(positions: int, vocabulary: int) -> dict[str, list[list[int]]]:
 
 
 def make(checkpoint: Checkpoint, spec: Export, folder: Path, *, full: bool = False) -> Reference:
-    """What PyTorch answers, in F32, to token ids drawn at random; the logits are written to `folder`.
+    """What PyTorch answers, in F32, to token ids drawn at random; in the full proof the logits go to `folder`.
 
     It is the model as transformers loads it from the checkpoint, with its plainest attention: neither our way of
     binding weights nor our attention has a part in it.
@@ -68,7 +68,7 @@ def make(checkpoint: Checkpoint, spec: Export, folder: Path, *, full: bool = Fal
             return model(input_ids=torch.from_numpy(ids)).logits.numpy()
 
     inputs: list[Any] = []
-    files: list[Path] = []
+    found: list[Any] = []
     for shape in shapes(positions, full=full):
         ids = draw.integers(0, vocabulary, shape, dtype=np.int64)
         logits = answer(ids)
@@ -77,13 +77,16 @@ def make(checkpoint: Checkpoint, spec: Export, folder: Path, *, full: bool = Fal
                 "PyTorch itself gives scores that are infinite or no numbers",
                 hint="The weights hold such values, or are too large. Nothing was converted.",
             )
-        path = folder / f"{len(files)}.npy"
-        with disk_errors("Writing", path):
-            np.save(path, logits)
         inputs.append(ids)
-        files.append(path)
+        found.append(_put_aside(folder / f"{len(found)}.npy", logits) if full else logits)
     cases = strange(positions, vocabulary) if full else {}
-    return Reference(inputs, files, {case: behaviour(answer, ids) for case, ids in cases.items()})
+    return Reference(inputs, found, {case: behaviour(answer, ids) for case, ids in cases.items()})
+
+
+def _put_aside(path: Path, logits: Any) -> Path:
+    with disk_errors("Writing", path):
+        libraries.load("numpy").save(path, logits)
+    return path
 
 
 def behaviour(answer: Callable[[Any], Any], ids: list[list[int]]) -> str:

@@ -73,6 +73,8 @@ class Results:
 
     def keep_bytes(self, ingredients: Ingredients, name: str, data: bytes) -> None:
         """Keep a result that is one small file. Raises DiskError as `keep` does."""
+        if not self._store:
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_bytes(data)

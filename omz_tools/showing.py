@@ -2,8 +2,6 @@
 
 import re
 
-import urllib3
-
 # Of what a server says; there may be any amount of it.
 _LONGEST = 400
 
@@ -19,6 +17,8 @@ def printable(text: str) -> str:
 
 
 def _bare(url: str) -> str:
+    import urllib3  # here, for it takes as long to load as all else that a command with nothing to do needs
+
     try:
         parts = urllib3.util.parse_url(url)
         usable = parts.scheme in ("http", "https") and bool(parts.host)

@@ -49,12 +49,14 @@ def compare(reference: Reference, spec: Export, what: str, path: Path, bound: Bo
     check_contract(what, path, spec)
     answer = _runner(what, path, spec)
     found = []
-    for ids, file in zip(reference.inputs, reference.logits, strict=True):
+    for ids, wanted in zip(reference.inputs, reference.logits, strict=True):
         try:
             logits = answer(ids)
         except Exception as error:
             raise ProofError(f"{_named(what)} cannot be run: {libraries.reason(error)}") from error
-        found.append(differences.measure(what, bound, logits, np.load(file, mmap_mode="r")))
+        if isinstance(wanted, Path):
+            wanted = np.load(wanted, mmap_mode="r")
+        found.append(differences.measure(what, bound, logits, wanted))
     return Figure(what, bound, tuple(found))
 
 

@@ -28,7 +28,8 @@ from conftest import BIN
 from omz_tools import progress
 from omz_tools.errors import IntegrityError, SourceError
 from omz_tools.files import disk_errors
-from omz_tools.progress import JsonReporter, PlainReporter, Reporter, TerminalReporter
+from omz_tools.progress import JsonReporter, PlainReporter, Reporter
+from omz_tools.terminal import TerminalReporter
 
 MB = 1_000_000
 BARS = re.compile(r"[━╸]|#|---")
@@ -146,11 +147,11 @@ class Terminal:
 # Scripts begin with this: bars are drawn more often, and files come at a rate that a test decides.
 PREPARED = """
 import threading, time
-from omz_tools import progress
+from omz_tools import progress, reporters, terminal
 from omz_tools.errors import SourceError
-progress.TerminalReporter.pause = progress.PlainReporter.pause = 0.05
+terminal.TerminalReporter.pause = progress.PlainReporter.pause = 0.05
 MB = 1_000_000
-reporter = progress.reporter()
+reporter = reporters.reporter()
 
 def bring(name, size, seconds, model="net", kept=0):
     reporter.file_begin(model, name, size, f"public/{model}/{name}")
@@ -255,7 +256,7 @@ def test_notes_and_errors_stand_above_the_bars_and_go_to_their_streams() -> None
 
 def test_bars_come_back_at_once_below_a_note() -> None:
     seen = Terminal("""
-progress.TerminalReporter.pause = 0.5
+terminal.TerminalReporter.pause = 0.5
 with reporter.running(MB):
     time.sleep(0.6)
     reporter.note("first")

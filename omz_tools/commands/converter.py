@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omz_tools import conversion, conversion_plan, jobs, model_optimizer, progress
+from omz_tools import conversion, conversion_plan, jobs, model_optimizer, reporters
 from omz_tools.commands.arguments import Parser, precisions, run, size
 from omz_tools.conversion import Outcome
 from omz_tools.conversion_plan import ONNX, Wish
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.add_mo_arg and not by_optimizer:
         parser.error("--add_mo_arg goes with -p/--python or --mo")
 
-    reporter = progress.reporter()
+    reporter = reporters.reporter()
 
     def work() -> int:
         entries = parser.selected(args)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omz_tools import jobs, pipeline, preview, progress
+from omz_tools import jobs, pipeline, preview, reporters
 from omz_tools.commands.arguments import Parser, connections, positive, precisions, run
 from omz_tools.download import Means
 from omz_tools.pipeline import Download
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_jobs()
     args = parser.parse(argv)
 
-    reporter = progress.reporter(args.progress_format)
+    reporter = reporters.reporter(args.progress_format)
 
     def work() -> int:
         entries = parser.selected(args)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from omz_tools import chart, evaluation, jobs, progress
+from omz_tools import chart, evaluation, jobs, reporters
 from omz_tools.commands.arguments import Parser, positive, precisions, run
 from omz_tools.download import Means
 from omz_tools.errors import context
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot and args.plot.suffix.lower() not in chart.FORMATS:
         parser.error(f"argument --plot: {str(args.plot)!r} does not end in {' or '.join(chart.FORMATS)}")
 
-    reporter = PlainReporter(sys.stderr) if args.format == "json" else progress.reporter()
+    reporter = PlainReporter(sys.stderr) if args.format == "json" else reporters.reporter()
 
     def work() -> int:
         entries = parser.selected(args)

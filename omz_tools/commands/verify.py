@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omz_tools import audit, jobs, manifest, progress, provenance
+from omz_tools import audit, jobs, manifest, provenance, reporters
 from omz_tools.audit import Found
 from omz_tools.commands.arguments import Parser, run
 from omz_tools.errors import ManifestError, context
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write an in-toto statement with SLSA provenance about the model, if all is right; to be signed",
     )  # fmt: skip
     args = parser.parse(argv)
-    reporter = progress.reporter()
+    reporter = reporters.reporter()
 
     def check(found: Found) -> None:
         with reporter.on(found.name), context(f"model {found.name}"):
