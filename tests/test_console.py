@@ -42,11 +42,11 @@ def environment(folder: Path) -> dict[str, str]:
 def test_a_signal_while_modules_are_loaded_ends_a_command_cleanly(
     tmp_path: Path, script: str, number: signal.Signals, status: int, says: str
 ) -> None:
-    (tmp_path / "rich").mkdir()
-    (tmp_path / "rich" / "__init__.py").write_text(SLOW)
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml" / "__init__.py").write_text(SLOW)
     process = subprocess.Popen(words(script), env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
     try:
-        wait_until((tmp_path / "rich" / "loading").exists)
+        wait_until((tmp_path / "yaml" / "loading").exists)
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
     finally:
