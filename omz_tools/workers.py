@@ -210,8 +210,11 @@ def serve() -> None:
             answer = pickle.dumps((True, work(*args, **kwargs)))
         except Exception as error:  # noqa: BLE001 -- raised again in the parent
             answer = _failure(error)
-        answers.write(answer)
-        answers.flush()
+        try:
+            answers.write(answer)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(1)  # the parent is gone
 
 
 def _failure(error: Exception) -> bytes:
