@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from omz_tools import processes
 from omz_tools.descriptor import Digest, Sha256, Sha384
 from omz_tools.errors import DiskError
 from omz_tools.store import DAY, FORMAT, Store
@@ -153,6 +154,7 @@ class World:
     """
 
     def __init__(self, root: Path) -> None:
+        processes.tag()  # the system is asked for its number once a process, and no fault is meant for that
         self.store = Store(root / "cache")
         self.outside, self.verified, self.target = root / "outside", root / "verified", root / "target"
         self.damaged: set[Digest] = set()
