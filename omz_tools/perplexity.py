@@ -15,7 +15,7 @@ from typing import Any
 from omz_tools import checkpoint, libraries, verify
 from omz_tools.descriptor import Export
 from omz_tools.errors import ProofError
-from omz_tools.pytorch_model import whole
+from omz_tools.pytorch_model import runner
 
 PYTORCH = "PyTorch"
 
@@ -83,20 +83,9 @@ def _loss(logits: Any, tokens: Any) -> float:
 def _opened(subject: Subject) -> Callable[[Any], Any]:
     """A function from token ids [B, L] i64 to logits [B, L, vocabulary] f32, which stay until its next call."""
     if subject.what == PYTORCH:
-        return _pytorch(subject)
+        return runner(checkpoint.load(subject.path, subject.pinned), subject.spec.model_class)
     verify.check_contract(subject.what, subject.path, subject.spec)
     return _onnx(subject) if subject.what == "ONNX" else _ir(subject)
-
-
-def _pytorch(subject: Subject) -> Callable[[Any], Any]:
-    torch = libraries.load("torch")
-    model = whole(checkpoint.load(subject.path, subject.pinned), subject.spec.model_class)
-
-    def run(ids: Any) -> Any:
-        with torch.no_grad():
-            return model(input_ids=torch.from_numpy(ids)).logits.numpy()
-
-    return run
 
 
 def _onnx(subject: Subject) -> Callable[[Any], Any]:

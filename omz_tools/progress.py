@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -32,6 +32,14 @@ def size_text(size: float) -> str:
 def files_text(number: int) -> str:
     """A number of files for people."""
     return "1 file" if number == 1 else f"{number:,} files"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text, its columns two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def windows_text(number: float) -> str:

@@ -85,14 +85,21 @@ class Proving:
         """What an output does with inputs that it is not made for, beside what PyTorch does."""
         plan = self._plan
         cases = reference.strange(plan.checkpoint.config["n_positions"], plan.spec.vocabulary)
+        did = self._behaviours(output, worker, cases)
         for case, pytorch in self._reference().edges.items():
-            try:
-                did = worker.call(verify.behaviours, output.what, self._at(output), plan.spec, {case: cases[case]})[
-                    case
-                ]
-            except ConversionError:
-                did, worker = "ends the process", self._hire()
-            yield Edge(case, pytorch, did)
+            yield Edge(case, pytorch, did[case])
+
+    def _behaviours(self, output: Output, worker: Worker, cases: dict[str, list[list[int]]]) -> dict[str, str]:
+        """What an output does with all of `cases`; if that ends the process, each is tried in one of its own."""
+        try:
+            return worker.call(verify.behaviours, output.what, self._at(output), self._plan.spec, cases)
+        except ConversionError:
+            if len(cases) == 1:
+                return dict.fromkeys(cases, "ends the process")
+        did: dict[str, str] = {}
+        for case, ids in cases.items():
+            did |= self._behaviours(output, self._hire(), {case: ids})
+        return did
 
     @property
     def under_way(self) -> list[str]:

@@ -1,6 +1,6 @@
 """The PyTorch model that a checkpoint describes: as a skeleton without weights, or whole, as transformers loads it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,3 +161,15 @@ def whole(checkpoint: Checkpoint, model_class: ModelClass) -> Any:
             f"{report['missing_keys'] or report['mismatched_keys']}"
         )
     return model.eval()
+
+
+def runner(checkpoint: Checkpoint, model_class: ModelClass) -> Callable[[Any], Any]:
+    """A function from token ids [B, L] i64 to logits [B, L, vocabulary] f32 of the whole model. Raises as `whole`."""
+    torch = libraries.load("torch")
+    model = whole(checkpoint, model_class)
+
+    def answer(ids: Any) -> Any:
+        with torch.no_grad():
+            return model(input_ids=torch.from_numpy(ids)).logits.numpy()
+
+    return answer

@@ -10,7 +10,7 @@ from omz_tools.checkpoint import Checkpoint
 from omz_tools.descriptor import Export
 from omz_tools.errors import CheckpointError
 from omz_tools.files import disk_errors
-from omz_tools.pytorch_model import whole
+from omz_tools.pytorch_model import runner
 
 _SEED = 0
 
@@ -58,15 +58,10 @@ def make(checkpoint: Checkpoint, spec: Export, folder: Path, *, full: bool = Fal
         CheckpointError: transformers does not load the checkpoint, or a score is infinite or no number.
         DiskError: `folder` cannot be written to.
     """
-    np, torch = libraries.load("numpy"), libraries.load("torch")
+    np = libraries.load("numpy")
     draw = np.random.default_rng(_SEED)
     vocabulary, positions = spec.vocabulary, checkpoint.config["n_positions"]
-    model = whole(checkpoint, spec.model_class)
-
-    def answer(ids: Any) -> Any:
-        with torch.no_grad():
-            return model(input_ids=torch.from_numpy(ids)).logits.numpy()
-
+    answer = runner(checkpoint, spec.model_class)
     inputs: list[Any] = []
     found: list[Any] = []
     for shape in shapes(positions, full=full):

@@ -10,7 +10,7 @@ from omz_tools.commands.arguments import Parser, precisions, run, size
 from omz_tools.conversion import Outcome
 from omz_tools.conversion_plan import ONNX, Wish
 from omz_tools.errors import context
-from omz_tools.progress import files_text, size_text
+from omz_tools.progress import columns, files_text, size_text
 from omz_tools.results import Results
 from omz_tools.store import Store
 from omz_tools.workers import Workers
@@ -123,10 +123,7 @@ def _table(outcomes: Iterable[Outcome]) -> str:
         difference = "not compared" if largest is None else f"{largest:.1e}"
         for name, path in outcome.output.paths.items():
             rows.append((str(path), size_text(outcome.files[name].size), precision, difference, outcome.how))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return columns(rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from omz_tools.download import Means
 from omz_tools.errors import context
 from omz_tools.evaluation import Evaluation, Wish
 from omz_tools.perplexity import PYTORCH
-from omz_tools.progress import PlainReporter, size_text, windows_text, writing
+from omz_tools.progress import PlainReporter, columns, size_text, windows_text, writing
 from omz_tools.store import Store
 from omz_tools.transport import Transport
 from omz_tools.workers import Workers
@@ -120,10 +120,7 @@ def _table(measured: Evaluation) -> str:
         difference = "" if pytorch is None or figure.what == PYTORCH else f"{figure.perplexity - pytorch:+.1e}"
         verdict = {True: "pass", False: "fail", None: ""}[figure.passed]
         rows.append((figure.what, size_text(figure.size), f"{figure.perplexity:.4f}", difference, verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return columns(rows)
 
 
 def _title(measured: Evaluation) -> str:
