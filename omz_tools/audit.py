@@ -28,7 +28,7 @@ def find(folder: Path) -> list[Found]:
     Raises:
         ManifestError: there is none.
     """
-    paths = [folder] if folder.is_file() else sorted(folder.rglob(f"*{manifest.SUFFIX}"))
+    paths = [folder] if folder.is_file() else files.below(folder, f"*{manifest.SUFFIX}")
     if not paths:
         raise ManifestError(
             f"there is no manifest in {folder}", hint="omz_converter writes one beside the models that it converts."

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import os
 import secrets
@@ -97,6 +98,18 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
         raise DiskError(
             f"{doing} {path} failed: file names here are in {error.encoding}, which cannot express it", hint=_NO_NAME
         ) from error
+
+
+def below(folder: Path, names: str) -> list[Path]:
+    """The files in a folder and below it whose names match a pattern, in order; hidden ones are left out.
+
+    Others may be at work there: what vanishes while one looks was not there.
+    """
+    found = []
+    for home, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(home, name) for name in fnmatch.filter(files, names) if not name.startswith(".")]
+    return sorted(found)
 
 
 def digest_of(path: Path, algorithm: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from omz_tools import descriptor
+from omz_tools import descriptor, files
 from omz_tools.descriptor import Descriptor
 from omz_tools.errors import DescriptorError, SelectionError, context
 from omz_tools.files import RelativeName
@@ -83,7 +83,7 @@ def find(models_dirs: Iterable[Path] = ()) -> dict[str, Entry]:
 
 def _below(root: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    for path in sorted([*root.rglob("composite-model.yml"), *root.rglob("model.yml")]):
+    for path in sorted(files.below(root, "composite-model.yml") + files.below(root, "model.yml")):
         folder = path.parent
         try:
             name = RelativeName.parse(folder.name)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import os
 import random
 import shutil
 import signal
@@ -183,6 +184,12 @@ def test_killed_by_the_system_in_any_call_each_pair_is_whole(place: Place, call:
 # ---- Conversions
 
 
+def walked(folder: Path) -> Iterator[Path]:
+    """All that lies below a folder while a process may be removing some of it, which rglob does not bear."""
+    for home, folders, files in os.walk(folder):
+        yield from (Path(home, name) for name in [*folders, *files])
+
+
 class Converter:
     """The command, and tiny models that it converts."""
 
@@ -203,13 +210,13 @@ class Converter:
     @property
     def hidden(self) -> list[Path]:
         """All hidden files but the record of what was made, which stays."""
-        found = (path for path in self.folder.rglob(".*") if "public" in path.parts)
-        return sorted(path for path in found if path.name != ".tiny.conversion.json")
+        inside = (path for path in walked(self.folder) if "public" in path.parts and path.name.startswith("."))
+        return sorted(path for path in inside if path.name != ".tiny.conversion.json")
 
     def contents(self, below: str = ".") -> dict[Path, str]:
         """The digests of all files that are not hidden."""
         folder = self.folder / below / "public"
-        files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+        files = {path.relative_to(folder): path for path in walked(folder) if path.is_file()}
         return {
             name: hashlib.sha256(path.read_bytes()).hexdigest()
             for name, path in files.items()

@@ -42,6 +42,34 @@ def fail_for(monkeypatch: pytest.MonkeyPatch, method: str, fails: Callable[[Path
     monkeypatch.setattr(Path, method, failing)
 
 
+# below
+
+
+def test_the_files_below_a_folder_come_in_order_and_hidden_ones_do_not(tmp_path: Path) -> None:
+    for name in ("b/x.json", "a/x.json", "x.json", "a/x.txt", ".x.json", ".hidden/x.json", "a/.staged/b/x.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = [path.relative_to(tmp_path).as_posix() for path in files.below(tmp_path, "*.json")]
+    assert found == ["a/x.json", "b/x.json", "x.json"]
+
+
+def test_folders_that_vanish_while_one_looks_were_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "x.json").write_text("")
+    scandir = os.scandir
+
+    def scan(path: Any) -> Any:
+        for other in tmp_path.iterdir() if str(path) in map(str, tmp_path.iterdir()) else ():
+            if str(other) != str(path):
+                other.rename(tmp_path.parent / f"{tmp_path.name}-{other.name}")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    [found] = files.below(tmp_path, "x.json")
+    assert found.exists()
+
+
 # replacing
 
 
