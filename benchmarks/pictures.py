@@ -9,7 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import measuring
 
-from omz_tools.chart import OTHER, OURS, STYLE, TEXT
+from omz_tools.evaluation.chart import OTHER, OURS, STYLE, TEXT
 
 mpl.use("svg")
 mpl.rcParams |= STYLE | {"legend.frameon": False, "savefig.transparent": True}

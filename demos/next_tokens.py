@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omz_tools import checkpoint, libraries
 from omz_tools.errors import MissingError, OmzError
-from omz_tools.pytorch_model import whole
+from omz_tools.export import checkpoint
+from omz_tools.export.pytorch_model import whole
+from omz_tools.system import libraries
 
 TOP = 5
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from omz_tools import zoo
+from omz_tools.descriptors import zoo
 
 GPT2 = {
     "activation_function": "gelu_new",

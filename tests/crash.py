@@ -90,7 +90,7 @@ class Trap:
         """Put this between Python code and the system."""
         import fcntl
 
-        from omz_tools import moves
+        from omz_tools.system import moves
 
         for name, true in self.true.items():
             setattr(os, name, self.around(name, true))
@@ -100,12 +100,12 @@ class Trap:
         fcntl.flock = self.around("flock", locking.get(self.plan.locks) or self.no_lock)
         moves.exchange = self.around("exchange", moves.exchange if self.plan.exchange == "works" else self.no_exchange)
         if self.plan.patience is not None:
-            from omz_tools import download
+            from omz_tools.download import pinned
 
-            download.PATIENCE_SECONDS = self.plan.patience
+            pinned.PATIENCE_SECONDS = self.plan.patience
 
     def no_exchange(self, first: Path, second: Path) -> bool:
-        from omz_tools import moves
+        from omz_tools.system import moves
 
         number = getattr(errno, self.plan.exchange)
         if number in moves._NO_EXCHANGE:
@@ -253,9 +253,9 @@ def begin(request: dict[str, Any], log: int) -> NoReturn:
 def publish(words: list[str]) -> int:
     """Publish a model in a folder: an ONNX file, the .xml and .bin of two precisions, a record, all of one text."""
     from omz_tools.commands.arguments import run
-    from omz_tools.files import disk_errors
-    from omz_tools.progress import PlainReporter
-    from omz_tools.staging import Staging
+    from omz_tools.progress.reporting import PlainReporter
+    from omz_tools.system.files import disk_errors
+    from omz_tools.system.staging import Staging
 
     home, text = Path(words[0]), words[1]
 
@@ -446,7 +446,7 @@ class Scene:
     def __post_init__(self) -> None:
         import yaml
 
-        from omz_tools import zoo
+        from omz_tools.descriptors import zoo
 
         self.repository = self.folder / "repository"
         self.repository.mkdir(exist_ok=True)

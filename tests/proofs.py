@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from omz_tools import differences, reference, verify
-from omz_tools.checkpoint import Checkpoint
-from omz_tools.descriptor import Export
-from omz_tools.differences import Figure
+from omz_tools.descriptors.descriptor import Export
+from omz_tools.export.checkpoint import Checkpoint
+from omz_tools.proof import differences, reference, verify
+from omz_tools.proof.differences import Figure
 
 
 def compared(read: Checkpoint, spec: Export, what: str, path: Path, *, full: bool = False) -> Figure:

@@ -19,9 +19,11 @@ from conftest import Command, Converted
 from openvino import opset13 as ov
 from torch.utils.flop_counter import FlopCounterMode
 
-from omz_tools import analysis, binding, checkpoint, descriptor, flops, onnx_export
 from omz_tools.commands import analyzer as commands
+from omz_tools.descriptors import reading
 from omz_tools.errors import ConversionError, ModelError
+from omz_tools.evaluation import analysis, flops
+from omz_tools.export import binding, checkpoint, onnx_export
 
 FILES = ("gpt-2-mini.onnx", "FP16/gpt-2-mini.xml", "FP32/gpt-2-mini.xml")
 SHAPES = [(1, 1), (2, 7), (1, 256)]
@@ -126,7 +128,7 @@ def test_parameters_are_counted_once_at_each_use_and_with_masks(
 
 def test_an_older_operator_set_costs_the_same_but_for_the_mask_that_is_added(tmp_path: Path) -> None:
     folder = checkpoints.write_repository(tmp_path / "tiny", checkpoints.TINY, seed=7)
-    spec = descriptor.load(checkpoints.pin_locally(folder, tmp_path / "models", "tiny")).export
+    spec = reading.load(checkpoints.pin_locally(folder, tmp_path / "models", "tiny")).export
     assert spec is not None
     spec, read = msgspec.structs.replace(spec, opset=18), checkpoint.load(folder)
     binding.bind(onnx_export.trace(read, spec), read, spec, tmp_path / "tiny.onnx")

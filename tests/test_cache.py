@@ -14,10 +14,10 @@ import checkpoints
 import pytest
 from conftest import BIN, Command
 
-from omz_tools import zoo
-from omz_tools.descriptor import Digest, Sha256
-from omz_tools.store import DAY, Store
-from omz_tools.zoo import Model
+from omz_tools.cache.store import DAY, Store
+from omz_tools.descriptors import zoo
+from omz_tools.descriptors.descriptor import Digest, Sha256
+from omz_tools.descriptors.zoo import Model
 
 Result = subprocess.CompletedProcess[str]
 Cache = Callable[..., Result]

@@ -17,9 +17,9 @@ from conftest import Command
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from omz_tools import checkpoint
 from omz_tools.errors import CheckpointError, MissingError
-from omz_tools.pytorch_model import NAMING
+from omz_tools.export import checkpoint
+from omz_tools.export.pytorch_model import NAMING
 
 TINY = checkpoints.TINY | {"n_layer": 1, "n_positions": 8, "n_embd": 4}
 PREFIX, BUFFERS = NAMING["GPT2LMHeadModel"].prefix, tuple(NAMING["GPT2LMHeadModel"].buffers)

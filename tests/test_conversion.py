@@ -24,8 +24,10 @@ import yaml
 from conftest import BIN, Command, Converted
 from proofs import compared
 
-from omz_tools import checkpoint, descriptor, differences, verify
+from omz_tools.descriptors import descriptor, reading
 from omz_tools.errors import ProofError
+from omz_tools.export import checkpoint
+from omz_tools.proof import differences, verify
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -454,7 +456,7 @@ def test_a_signal_ends_it_cleanly(converted: Path, tmp_path: Path, number: int, 
 
 def test_the_proof_sees_weights_of_another_checkpoint(convert: Command, downloaded: Path, tmp_path: Path) -> None:
     assert convert().returncode == 0
-    spec = descriptor.load(tmp_path / "models" / "tiny" / "model.yml").export
+    spec = reading.load(tmp_path / "models" / "tiny" / "model.yml").export
     assert spec
     onnx_file = downloaded / "tiny.onnx"
     irs: dict[descriptor.Precision, Path] = {p: downloaded / p / "tiny.xml" for p in ("FP16", "FP32")}
@@ -473,7 +475,7 @@ def test_the_proof_sees_weights_of_another_checkpoint(convert: Command, download
 
 
 def test_the_proof_reads_names_types_and_axes_from_the_files(mini: Converted) -> None:
-    spec = descriptor.load(Path(__file__).parents[1] / "model_configs" / "gpt-2-mini" / "model.yml").export
+    spec = reading.load(Path(__file__).parents[1] / "model_configs" / "gpt-2-mini" / "model.yml").export
     assert spec
     for field, wrong in (
         ("inputs", descriptor.TensorSpec("ids", "i64", ("B", "L"))),

@@ -14,9 +14,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from omz_tools import descriptor, located_yaml, zoo
+from omz_tools.descriptors import descriptor, located_yaml, reading, zoo
 from omz_tools.errors import DescriptorError
-from omz_tools.files import RelativeName
+from omz_tools.system.files import RelativeName
 
 SHIPPED = sorted(zoo.shipped().glob("*/model.yml"))
 FUZZ = settings(deadline=None, derandomize=True, max_examples=200)
@@ -59,7 +59,7 @@ def write(path: Path, text: str | bytes) -> Path:
 def mistakes(path: Path, text: str | bytes) -> list[tuple[int, int, str]]:
     """Line, column and text of each mistake that loading `text` reports."""
     with pytest.raises(DescriptorError) as caught:
-        descriptor.load(write(path, text))
+        reading.load(write(path, text))
     title, *lines = caught.value.what.split("\n")
     found = [re.fullmatch(rf"{re.escape(str(path))}:(\d+):(\d+): (.+)", line) for line in lines]
     assert found, caught.value
@@ -90,7 +90,7 @@ def changed(old: str, new: str, text: str = MODEL) -> str:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 def test_each_shipped_descriptor_loads_and_its_files_say_where_to_get_them(path: Path) -> None:
-    model = descriptor.load(path)
+    model = reading.load(path)
     assert model.export
     assert model.precisions == ("FP16", "FP32")
     assert f"{model.export.checkpoint}/model.safetensors" in [entry.name for entry in model.files]
@@ -106,7 +106,7 @@ def test_gpt_2_and_its_small_sister_are_shipped() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 def test_files_that_travel_with_a_descriptor_are_the_pinned_ones(path: Path) -> None:
-    for entry in descriptor.load(path).pinned:
+    for entry in reading.load(path).pinned:
         for source in entry.sources:
             if isinstance(source, descriptor.Local):
                 data = (path.parent / source.path).read_bytes()
@@ -114,7 +114,7 @@ def test_files_that_travel_with_a_descriptor_are_the_pinned_ones(path: Path) -> 
 
 
 def test_what_was_read_cannot_be_changed(path: Path) -> None:
-    model = descriptor.load(write(path, MODEL))
+    model = reading.load(write(path, MODEL))
     assert model.export
     entry, spec = model.files[0], model.export.inputs[0]
     for value in (model, entry, entry.digest, entry.sources[0], model.export, spec):
@@ -126,7 +126,7 @@ def test_what_was_read_cannot_be_changed(path: Path) -> None:
 
 
 def test_each_value_arrives_where_it_belongs(path: Path) -> None:
-    model = descriptor.load(write(path, MODEL))
+    model = reading.load(write(path, MODEL))
     source = descriptor.HuggingFace("some/model", REVISION, RelativeName("config.json"))
     assert model.files == (
         descriptor.FileEntry(RelativeName("m/config.json"), 2, descriptor.Sha256(DIGEST), source),
@@ -144,7 +144,7 @@ def test_each_value_arrives_where_it_belongs(path: Path) -> None:
 
 def test_plain_checksums_and_sources_mean_what_they_mean_in_open_model_zoo(path: Path) -> None:
     entry = f"files:\n  - {{name: a, size: 1, checksum: {'ab' * 48}, source: http://example.org/a}}\n"
-    [read] = descriptor.load(write(path, HEAD + entry)).files
+    [read] = reading.load(write(path, HEAD + entry)).files
     assert read.digest == descriptor.Sha384("ab" * 48)
     assert read.sources == (descriptor.Http("http://example.org/a"),)
 
@@ -169,7 +169,7 @@ CORPUS = f"""\
 
 
 def test_a_figure_names_the_text_that_it_was_measured_on(path: Path) -> None:
-    model = descriptor.load(write(path, CORPUS))
+    model = reading.load(write(path, CORPUS))
     [accuracy] = model.accuracy
     assert accuracy.corpus
     assert (accuracy.value, accuracy.tolerance, accuracy.corpus.member) == (29.0, 0.5, "folder/text.txt")
@@ -177,7 +177,7 @@ def test_a_figure_names_the_text_that_it_was_measured_on(path: Path) -> None:
     assert accuracy.corpus.file.sources == (descriptor.HuggingFace("some/texts", REVISION, "t.zip", "dataset"),)
     assert [entry.name for entry in model.pinned] == ["m/config.json", "m/model.safetensors", "texts.zip"]
     plain = changed("      member: folder/text.txt\n", "", changed(f"      sha256: {DIGEST[::-1]}\n", "", CORPUS))
-    [accuracy] = descriptor.load(write(path, plain)).accuracy
+    [accuracy] = reading.load(write(path, plain)).accuracy
     assert accuracy.corpus
     assert accuracy.corpus.digest == descriptor.Sha256(DIGEST)
 
@@ -209,7 +209,7 @@ def test_a_text_without_a_source_is_reported(path: Path) -> None:
 def test_sources_are_kept_in_their_order(path: Path) -> None:
     sources = "source: [https://example.org/a, {$type: local, path: b}, {$type: google_drive, id: c}]"
     text = changed("source: {$type: local, path: model.safetensors}", sources)
-    assert descriptor.load(write(path, text)).files[1].sources == (
+    assert reading.load(write(path, text)).files[1].sources == (
         descriptor.Http("https://example.org/a"), descriptor.Local("b"), descriptor.GoogleDrive("c")
     )  # fmt: skip
 
@@ -217,19 +217,19 @@ def test_sources_are_kept_in_their_order(path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["", "\ufeff", "# a comment\n", "---\n", "%YAML 1.1\n---\n"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_byte_order_marks_comments_and_line_ends_change_nothing(path: Path, prefix: str, end: str) -> None:
-    plain = descriptor.load(write(path, MODEL))
-    assert descriptor.load(write(path, (prefix + MODEL).replace("\n", end))) == plain
+    plain = reading.load(write(path, MODEL))
+    assert reading.load(write(path, (prefix + MODEL).replace("\n", end))) == plain
 
 
 def test_what_may_be_left_out_may_be_null(path: Path) -> None:
     text = f"{HEAD}export: null\ninput_info: [{{name: input, shape: ~, layout: }}]\n"
-    model = descriptor.load(write(path, text))
+    model = reading.load(write(path, text))
     assert model.export is None
     assert model.input_info == (descriptor.InputInfo("input"),)
 
 
 def test_data_that_is_only_kept_may_have_any_form(path: Path) -> None:
-    model = descriptor.load(write(path, f"{HEAD}model_info: {{a: [1, {{b: null}}]}}\n"))
+    model = reading.load(write(path, f"{HEAD}model_info: {{a: [1, {{b: null}}]}}\n"))
     assert model.model_info == {"a": [1, {"b": None}]}
 
 
@@ -454,7 +454,7 @@ def test_file_names_that_only_begin_alike_do_not_collide(path: Path) -> None:
     entry = "  - {{name: {}, size: 1, checksum: {}, source: https://example.org/x}}\n"
     names = ["a", "a.txt", "ab/a", "b/a", "b/ab"]
     text = HEAD + "files:\n" + "".join(entry.format(name, "ab" * 48) for name in names)
-    assert [file.name for file in descriptor.load(write(path, text)).files] == names
+    assert [file.name for file in reading.load(write(path, text)).files] == names
 
 
 INPUT, OUTPUT = "{name: input, type: i64, shape: [B, L]}", "{name: output, type: f32, shape: [B, L, 7]}"
@@ -500,7 +500,7 @@ def another_file(name: str) -> str:
 
 
 def test_an_index_with_a_file_that_it_may_name_is_accepted(path: Path) -> None:
-    model = descriptor.load(write(path, another_file("m/any.safetensors")))
+    model = reading.load(write(path, another_file("m/any.safetensors")))
     assert list(model.checkpoint_files) == ["config.json", "any.safetensors", "model.safetensors.index.json"]
 
 
@@ -514,9 +514,9 @@ def test_files_that_no_index_may_name_are_not_taken_for_weights(path: Path, name
 
 def test_the_files_of_a_checkpoint_are_those_in_its_folder_itself(path: Path) -> None:
     text = changed("m/model.safetensors.index", "m/deeper/model.safetensors.index", another_file("m/model.safetensors"))
-    model = descriptor.load(write(path, text))
+    model = reading.load(write(path, text))
     assert model.checkpoint_files == {Path(entry.name).name: entry for entry in model.files[:2]}
-    assert descriptor.load(write(path, HEAD)).checkpoint_files == {}
+    assert reading.load(write(path, HEAD)).checkpoint_files == {}
 
 
 def test_fixed_axes_that_should_be_dynamic_are_reported_each(path: Path) -> None:
@@ -616,7 +616,7 @@ def test_a_hundred_thousand_levels_are_refused_without_a_crash(path: Path, neste
 def test_nesting_is_allowed_up_to_the_limit_and_refused_where_it_is_exceeded(path: Path) -> None:
     lists = located_yaml.MAX_DEPTH - 2
     text = HEAD + "model_info: {a: " + "[" * lists + "]" * lists + "}\n"
-    read: Any = descriptor.load(write(path, text)).model_info["a"]
+    read: Any = reading.load(write(path, text)).model_info["a"]
     for _ in range(lists - 1):
         [read] = read
     assert read == []
@@ -640,7 +640,7 @@ def test_a_file_that_is_no_mapping_is_refused(path: Path, text: str, place: Plac
 @pytest.mark.parametrize("data", [b"\xff", MODEL.encode("utf-16"), b"description: caf\xe9", b"a: \xed\xa0\x80"])
 def test_text_in_another_encoding_is_refused(path: Path, data: bytes) -> None:
     with pytest.raises(DescriptorError, match="not UTF-8") as caught:
-        descriptor.load(write(path, data))
+        reading.load(write(path, data))
     assert str(path) in str(caught.value)
 
 
@@ -652,7 +652,7 @@ def test_a_control_character_is_refused_where_it_stands(path: Path, character: s
 
 def test_a_file_of_more_than_a_megabyte_is_refused(path: Path) -> None:
     filler = "# " + "x" * (located_yaml.MAX_BYTES - len(HEAD) - 2)
-    assert descriptor.load(write(path, HEAD + filler)).description == "A model"
+    assert reading.load(write(path, HEAD + filler)).description == "A model"
     [(_, _, said)] = mistakes(path, HEAD + filler + "x")
     assert "longer than" in said
 
@@ -666,7 +666,7 @@ def test_words_that_yaml_takes_for_something_else_must_be_quoted(path: Path, wor
     assert (line, column) == (1, 14)
     assert f"{word!r} does not mean the same" in said
     assert "quote it" in said
-    assert descriptor.load(write(path, changed("A model", f"'{word}'"))).description == word
+    assert reading.load(write(path, changed("A model", f"'{word}'"))).description == word
 
 
 @pytest.mark.parametrize("word", ["12", "-1", "1.5", "1.0e3", "2e-05", "true", "false"])
@@ -674,7 +674,7 @@ def test_a_number_or_bool_where_text_is_needed_must_be_quoted(path: Path, word: 
     [(line, column, said)] = mistakes(path, changed("A model", word))
     assert (line, column) == (1, 14)
     assert "quote it" in said
-    assert descriptor.load(write(path, changed("A model", f"'{word}'"))).description == word
+    assert reading.load(write(path, changed("A model", f"'{word}'"))).description == word
 
 
 @pytest.mark.parametrize("word", ["1e10", "0x10", "no", "2024-01-01", "null", "~", "1.5", "true", "12", "main"])
@@ -687,7 +687,7 @@ def test_a_commit_of_digits_alone_must_be_quoted(path: Path, revision: str) -> N
     [(line, column, said)] = mistakes(path, changed(REVISION, revision))
     assert (line, column) == place_of(MODEL, REVISION)
     assert said.endswith("quote it")
-    [source] = descriptor.load(write(path, changed(REVISION, f'"{revision}"'))).files[0].sources
+    [source] = reading.load(write(path, changed(REVISION, f'"{revision}"'))).files[0].sources
     assert isinstance(source, descriptor.HuggingFace)
     assert source.revision == revision
 
@@ -701,14 +701,14 @@ def test_a_number_that_no_float_holds_is_a_mistake(path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> None:
     path = tmp_path / missing if missing else tmp_path
     with pytest.raises(DescriptorError, match="cannot be read") as caught:
-        descriptor.load(path)
+        reading.load(path)
     assert str(path) in str(caught.value)
 
 
 def test_a_file_full_of_mistakes_is_refused_quickly(path: Path) -> None:
     started = time.thread_time()
     with pytest.raises(DescriptorError):
-        descriptor.load(write(path, f"{HEAD}precisions: [{','.join(['FP16'] * 120_000)}]"))
+        reading.load(write(path, f"{HEAD}precisions: [{','.join(['FP16'] * 120_000)}]"))
     assert time.thread_time() - started < 5
 
 
@@ -717,13 +717,13 @@ def test_a_file_full_of_mistakes_is_refused_quickly(path: Path) -> None:
 
 def test_a_composite_descriptor_names_its_stages_in_order(path: Path) -> None:
     text = HEAD + "stages_order: [b, a]\n"
-    assert descriptor.load_composite(write(path, text)).stages_order == ("b", "a")
+    assert reading.load_composite(write(path, text)).stages_order == ("b", "a")
 
 
 @pytest.mark.parametrize(("value", "said"), [("[]", "length"), ("a", "a list"), ("[a, '']", "length")])
 def test_a_composite_descriptor_without_usable_stages_is_refused(path: Path, value: str, said: str) -> None:
     with pytest.raises(DescriptorError, match=rf"model\.yml:4:\d+: .*{said}"):
-        descriptor.load_composite(write(path, f"{HEAD}stages_order: {value}\n"))
+        reading.load_composite(write(path, f"{HEAD}stages_order: {value}\n"))
 
 
 # Open Model Zoo and the published files
@@ -741,7 +741,7 @@ def test_every_descriptor_of_open_model_zoo_loads(data: Path) -> None:
     paths = sorted((data / "omz_sample" / "models").rglob("model.yml"))
     assert len(paths) >= 20
     for path in paths:
-        assert descriptor.load(path).files, path
+        assert reading.load(path).files, path
 
 
 def test_composite_models_of_open_model_zoo_select_their_stages(data: Path) -> None:
@@ -779,7 +779,7 @@ def test_descriptors_of_open_model_zoo_say_what_its_own_tools_say_of_them(data: 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt"])
 def test_the_published_files_are_the_ones_that_gpt_2_pins(data: Path, name: str) -> None:
     published = (data / "gpt2" / name).read_bytes()
-    pinned = descriptor.load(zoo.shipped() / "gpt-2" / "model.yml")
+    pinned = reading.load(zoo.shipped() / "gpt-2" / "model.yml")
     [entry] = [entry for entry in pinned.files if entry.name == f"gpt2/{name}"]
     assert (len(published), hashlib.sha256(published).hexdigest()) == (entry.size, entry.digest.value)
 
@@ -797,7 +797,7 @@ def check_loads_or_explains(path: Path, data: bytes) -> None:
     started = time.thread_time()
     explained = ""
     try:
-        assert isinstance(descriptor.load(path), descriptor.Descriptor)
+        assert isinstance(reading.load(path), descriptor.Descriptor)
     except DescriptorError as error:
         explained = str(error)
     assert not explained or str(path) in explained

@@ -19,7 +19,7 @@ import yaml
 from conftest import Command, Converted, run_command
 from hub import Hub
 
-from omz_tools import zoo
+from omz_tools.descriptors import zoo
 
 HELD_OUT = zoo.shipped() / "gpt-2-mini" / "held-out" / "held-out.txt"
 REVISION = "9" * 40

@@ -46,15 +46,16 @@ from faulty_server import (
     stalling,
 )
 
-from omz_tools import download, parts, throughput, transfer, transport
-from omz_tools.answers import RangeError, TransientError
-from omz_tools.descriptor import FileEntry, Http, Sha256
-from omz_tools.download import How, Means, Want
+from omz_tools.cache.partial import version_of
+from omz_tools.cache.store import FORMAT, Store
+from omz_tools.descriptors.descriptor import FileEntry, Http, Sha256
+from omz_tools.download import parts, pinned, transfer
+from omz_tools.download.pinned import How, Means, Want
 from omz_tools.errors import IntegrityError, OmzError, SourceError, UnreachableError
-from omz_tools.files import RelativeName
-from omz_tools.partial import version_of
-from omz_tools.store import FORMAT, Store
-from omz_tools.transport import Transport
+from omz_tools.network import throughput, transport
+from omz_tools.network.answers import RangeError, TransientError
+from omz_tools.network.transport import Transport
+from omz_tools.system.files import RelativeName
 
 MIB = 1 << 20
 DATA = random.Random(41).randbytes(32 * MIB)
@@ -120,11 +121,11 @@ class Place:
         means = Means(Transport(), self.store, attempts, connections, False, notes.append)
         began = time.monotonic()
         try:
-            how = download.foresee(self._want, means)
+            how = pinned.foresee(self._want, means)
             if how is How.IN_PLACE:
-                download.tidy(self._want, means)
+                pinned.tidy(self._want, means)
             else:
-                how = download.fetch(self._want, means, kept.append, lambda done: None)
+                how = pinned.fetch(self._want, means, kept.append, lambda done: None)
         except OmzError as caught:
             error, how = caught, None
         outcome = Outcome(how, error, notes, kept, time.monotonic() - began)
@@ -1812,7 +1813,7 @@ def test_the_command_goes_on_where_an_earlier_one_had_to_end(downloader: Command
 
 def test_the_command_ends_a_drip_of_one_of_four_connections(downloader: Commands, server: FaultyServer) -> None:
     downloader.before = (
-        "from omz_tools import throughput, transport\nthroughput.SLOW_SECONDS = transport.READ_SECONDS = 1.0"
+        "from omz_tools.network import throughput, transport\nthroughput.SLOW_SECONDS = transport.READ_SECONDS = 1.0"
     )
     write_model(downloader.folder / "models", "large", {"file": (DATA, f"{server.url}/file")})
     honest = File(DATA)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from omz_tools import files
 from omz_tools.errors import DiskError, OmzError, StoppedError
-from omz_tools.files import RelativeName, disk_errors, replacing, room_for
+from omz_tools.system import files
+from omz_tools.system.files import RelativeName, disk_errors, replacing, room_for
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -16,7 +16,7 @@ import transformers
 from conftest import BIN, Converted
 from test_info_dumper import agrees, specification
 
-from omz_tools import checkpoint
+from omz_tools.export import checkpoint
 
 PARAMETERS = 124_439_808
 SHAPES = [(1, 1), (2, 7), (1, 1024)]

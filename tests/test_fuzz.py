@@ -20,11 +20,12 @@ from faults import sample
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from omz_tools import descriptor, partial, zoo
-from omz_tools.answers import content_range, retry_after
+from omz_tools.cache import partial
+from omz_tools.cache.partial import Partial
+from omz_tools.descriptors import descriptor, zoo
 from omz_tools.errors import DescriptorError
-from omz_tools.files import RelativeName
-from omz_tools.partial import Partial
+from omz_tools.network.answers import content_range, retry_after
+from omz_tools.system.files import RelativeName
 
 FUZZ = settings(
     max_examples=sample(300, 5000),

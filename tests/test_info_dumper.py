@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Command, Converted
 
-from omz_tools import analysis, descriptor, information, model_page, zoo
+from omz_tools.descriptors import descriptor, information, model_page, zoo
+from omz_tools.evaluation import analysis
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(os.environ["OMZ_TEST_DATA"]) / "omz_sample" if os.environ.get("OMZ_TEST_DATA") else None

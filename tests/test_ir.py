@@ -14,12 +14,13 @@ import onnxruntime
 import openvino
 import pytest
 
-from omz_tools import binding, checkpoint, descriptor, ir, onnx_export
+from omz_tools.descriptors import reading
+from omz_tools.export import binding, checkpoint, ir, onnx_export
 
 CONVERT = """
 import sys
 from pathlib import Path
-from omz_tools import ir
+from omz_tools.export import ir
 for number, onnx in enumerate(sys.argv[2:]):
     targets = {p: Path(sys.argv[1], str(number), p, "tiny.xml") for p in ("FP16", "FP32")}
     for xml in targets.values():
@@ -33,7 +34,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ONNX model of a tiny checkpoint, which it refers to."""
     root = tmp_path_factory.mktemp("exported")
     folder = checkpoints.write_repository(root / "tiny", checkpoints.TINY, seed=7)
-    spec = descriptor.load(checkpoints.pin_locally(folder, root / "models", "tiny")).export
+    spec = reading.load(checkpoints.pin_locally(folder, root / "models", "tiny")).export
     assert spec is not None
     read = checkpoint.load(folder)
     binding.bind(onnx_export.trace(read, spec), read, spec, root / "tiny.onnx")
@@ -113,7 +114,7 @@ def test_a_weight_that_f16_rounds_is_none(exported: Path, tmp_path: Path, value:
 
 def test_the_ingredients_are_told_without_openvino() -> None:
     code = (
-        "import json, sys; from omz_tools import ir;"
+        "import json, sys; from omz_tools.export import ir;"
         "print(json.dumps(ir.ingredients('m', 'FP16', {'model': 'm'})), 'openvino' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

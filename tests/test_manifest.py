@@ -12,8 +12,9 @@ import openvino
 import pytest
 from conftest import Command, Converted
 
-from omz_tools import manifest, zoo
-from omz_tools.descriptor import FileEntry, Http, HuggingFace, Local, Sha256
+from omz_tools.descriptors import zoo
+from omz_tools.descriptors.descriptor import FileEntry, Http, HuggingFace, Local, Sha256
+from omz_tools.proof import manifest
 
 ROOT = Path(__file__).parents[1]
 NAME = "gpt-2-mini.manifest.json"

@@ -15,7 +15,7 @@ import torch
 import transformers
 from conftest import Converted
 
-from omz_tools import descriptor, zoo
+from omz_tools.descriptors import reading, zoo
 
 FOLDER = Path(__file__).parents[1] / "model_configs" / "gpt-2-mini"
 TOLD = (FOLDER / "TRAINING.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def train() -> ModuleType:
 def test_its_perplexity_on_the_held_out_text_is_the_one_that_its_training_ended_with(
     mini: Converted, train: ModuleType
 ) -> None:
-    [reference] = descriptor.load(FOLDER / "model.yml").accuracy
+    [reference] = reading.load(FOLDER / "model.yml").accuracy
     assert re.findall(r"held-out perplexity ([\d.]+)", TOLD)[-1] == f"{reference.value:.2f}"
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(mini.folder / "gpt2-mini" / "tokenizer.json"))
     model = transformers.GPT2LMHeadModel.from_pretrained(mini.folder / "gpt2-mini")

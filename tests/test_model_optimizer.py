@@ -20,11 +20,12 @@ import pytest
 from conftest import Command
 from proofs import compared
 
-from omz_tools import binding, checkpoint, differences, ir, model_optimizer, onnx_export
-from omz_tools.checkpoint import Checkpoint
-from omz_tools.descriptor import Export, InputInfo, Precision, TensorSpec
+from omz_tools.descriptors.descriptor import Export, InputInfo, Precision, TensorSpec
 from omz_tools.errors import ConversionError
-from omz_tools.model_optimizer import ModelOptimizer
+from omz_tools.export import binding, checkpoint, ir, model_optimizer, onnx_export
+from omz_tools.export.checkpoint import Checkpoint
+from omz_tools.export.model_optimizer import ModelOptimizer
+from omz_tools.proof import differences
 
 ENVIRONMENT = Path(os.environ.get("OMZ_MO_ENV") or Path(__file__).parents[1] / ".venv-mo")
 needs_it = pytest.mark.skipif(
@@ -370,8 +371,8 @@ child.wait()
 CONVERTS = """
 import signal, sys
 from pathlib import Path
-from omz_tools import model_optimizer as mo
-from omz_tools.descriptor import Export, TensorSpec
+from omz_tools.export import model_optimizer as mo
+from omz_tools.descriptors.descriptor import Export, TensorSpec
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 spec = Export("gpt2", "GPT2LMHeadModel", (TensorSpec("input", "i64", ("B",)),), (TensorSpec("output", "f32", ("B",)),))
 try:

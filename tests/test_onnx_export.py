@@ -20,17 +20,19 @@ import pytest
 import torch
 import transformers
 
-from omz_tools import binding, checkpoint, descriptor, differences, layers, onnx_export, zoo
-from omz_tools.checkpoint import Checkpoint
-from omz_tools.descriptor import Export, TensorSpec
+from omz_tools.descriptors import reading, zoo
+from omz_tools.descriptors.descriptor import Export, TensorSpec
 from omz_tools.errors import CheckpointError, ConversionError, UnsupportedError
+from omz_tools.export import binding, checkpoint, layers, onnx_export
+from omz_tools.export.checkpoint import Checkpoint
+from omz_tools.proof import differences
 
 SMALL = checkpoints.TINY | {"n_embd": 16, "n_positions": 9, "vocab_size": 31}
 
 
 def export(config: dict[str, Any], **changes: Any) -> Export:
     """The export section of gpt-2 with the vocabulary of `config`."""
-    spec = descriptor.load(zoo.shipped() / "gpt-2" / "model.yml").export
+    spec = reading.load(zoo.shipped() / "gpt-2" / "model.yml").export
     assert spec
     output = TensorSpec("output", "f32", ("B", "L", config["vocab_size"]))
     return msgspec.structs.replace(spec, outputs=(output,), **changes)
@@ -111,7 +113,7 @@ CODE = """
 import sys
 from pathlib import Path
 from test_onnx_export import SMALL, export
-from omz_tools import checkpoint, onnx_export
+from omz_tools.export import checkpoint, onnx_export
 sys.stdout.buffer.write(onnx_export.trace(checkpoint.load(Path(sys.argv[1])), export(SMALL)))
 """
 
@@ -198,8 +200,9 @@ def test_ingredients_and_binding_import_neither_torch_nor_transformers(
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from omz_tools import binding, checkpoint, descriptor, onnx_export, zoo\n"
-        "spec = descriptor.load(zoo.shipped() / 'gpt-2' / 'model.yml').export\n"
+        "from omz_tools.descriptors import reading, zoo\n"
+        "from omz_tools.export import binding, checkpoint, onnx_export\n"
+        "spec = reading.load(zoo.shipped() / 'gpt-2' / 'model.yml').export\n"
         "read = checkpoint.load(Path(sys.argv[1]))\n"
         "onnx_export.ingredients(read, spec)\n"
         "binding.bind(Path('skeleton').read_bytes(), read, spec, Path('m.onnx'))\n"

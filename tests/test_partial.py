@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from omz_tools import leases, partial, processes
+from omz_tools.cache import partial
+from omz_tools.cache.partial import WORTH_KEEPING, Partial
 from omz_tools.errors import DiskError
-from omz_tools.partial import WORTH_KEEPING, Partial
+from omz_tools.system import leases, processes
 
 SIZE = 3 * WORTH_KEEPING
 DATA = random.Random(5).randbytes(SIZE)
@@ -322,7 +323,7 @@ def test_of_several_leftovers_just_the_best_is_there_while_it_is_copied(
         assert sorted(tmp_path.iterdir()) == sorted([source, target])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("omz_tools.files.copy", interrupted)
+    monkeypatch.setattr("omz_tools.system.files.copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         own.adopt()
     own.close()

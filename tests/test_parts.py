@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from omz_tools.parts import LARGEST_PART, SHORTEST_PART, Part, Parts
+from omz_tools.download.parts import LARGEST_PART, SHORTEST_PART, Part, Parts
 
 MIB = 1 << 20
 LARGE = 548_105_171

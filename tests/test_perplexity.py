@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers
 
-from omz_tools import perplexity, tokenizer, zoo
+from omz_tools.descriptors import zoo
 from omz_tools.errors import CheckpointError, MissingError, ProofError
-from omz_tools.perplexity import Subject
+from omz_tools.evaluation import perplexity, tokenizer
+from omz_tools.evaluation.perplexity import Subject
 
 MINI = zoo.shipped() / "gpt-2-mini" / "gpt2-mini"
 TEXT = "Don't stop: 3.14 is naïve,\n\n\tsays   the 本.\n<|endoftext|>A new <document> begins \n"

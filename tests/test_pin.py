@@ -21,8 +21,8 @@ import yaml
 from conftest import Command
 from hub import LARGE, Handler, Hub, HubFile
 
-from omz_tools import descriptor, zoo
-from omz_tools.edited_yaml import EditedYaml, at
+from omz_tools.descriptors import descriptor, reading, zoo
+from omz_tools.descriptors.edited_yaml import EditedYaml, at
 
 Result = subprocess.CompletedProcess[str]
 
@@ -75,7 +75,7 @@ class Pins:
         self.path.write_bytes(text.encode())
         done = self(*words)
         assert (done.returncode, done.stderr) == (0, "")
-        descriptor.load(self.path)
+        reading.load(self.path)
         return self.path.read_bytes().decode()
 
 
@@ -108,7 +108,7 @@ def pinned(file: HubFile, name: str, indent: str = "  ") -> str:
 
 
 def entries(path: Path) -> dict[str, descriptor.FileEntry]:
-    return {entry.name: entry for entry in descriptor.load(path).files}
+    return {entry.name: entry for entry in reading.load(path).files}
 
 
 def large(hub: Hub, name: str) -> None:
@@ -222,7 +222,7 @@ def test_what_is_missing_or_a_placeholder_is_filled_in(pin: Pins, path: Path, hu
         HEAD + "files:\n" + "".join(entry(f"{n}.json", *u, source=source) for n, u in enumerate(UNPINNED))
     )
     file = hub.files["config.json"]
-    for found in descriptor.load(path).files:
+    for found in reading.load(path).files:
         assert (found.size, found.digest) == (file.size, descriptor.Sha256(file.sha256))
         assert [source.revision for source in found.sources if isinstance(source, descriptor.HuggingFace)] == [COMMIT]
     for number in range(len(UNPINNED)):
@@ -304,7 +304,7 @@ def test_sources_in_a_list_are_all_refreshed_and_other_kinds_left_as_they_are(pi
     hub_sources = [LINE.format("config.json"), LINE.format("config.json").replace("openai-community/gpt2", "some/twin")]
     text = HEAD + "files:\n" + entry("config.json", source=f"[{web}, {hub_sources[0]}, {local}, {hub_sources[1]}]")
     pin.writes(text)
-    [found] = descriptor.load(path).files
+    [found] = reading.load(path).files
     web_source, first, local_source, second = found.sources
     assert (web_source, local_source) == (descriptor.Http(web), descriptor.Local("config.json"))
     assert [s.revision for s in (first, second) if isinstance(s, descriptor.HuggingFace)] == [COMMIT, COMMIT]
@@ -647,7 +647,7 @@ def test_the_hub_does_not_learn_which_libraries_are_installed(pin: Pins, hub: Hu
 
 
 def test_importing_the_module_imports_no_client_of_the_hub() -> None:
-    code = "import omz_tools.pin, sys; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import omz_tools.download.pin, sys; sys.exit('huggingface_hub' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

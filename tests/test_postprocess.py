@@ -23,11 +23,13 @@ from pathlib import Path
 
 import pytest
 
-from omz_tools import descriptor, files, postprocess
-from omz_tools.descriptor import Pattern, RegexReplace, Step, UnpackArchive, fetched_as
+from omz_tools.descriptors import descriptor, reading
+from omz_tools.descriptors.descriptor import Pattern, RegexReplace, Step, UnpackArchive, fetched_as
+from omz_tools.download import postprocess
+from omz_tools.download.postprocess import PostprocessingError
 from omz_tools.errors import DescriptorError, DiskError, MissingError, OmzError
-from omz_tools.files import RelativeName
-from omz_tools.postprocess import PostprocessingError
+from omz_tools.system import files
+from omz_tools.system.files import RelativeName
 
 HEAD = "description: A model\ntask_type: detection\nlicense: https://example.org/license\n"
 ENTRY = f"- {{name: NAME, size: 1, checksum: {'0123456789abcdef' * 6}, source: https://example.org/file}}\n"
@@ -556,8 +558,8 @@ def test_a_kill_in_the_middle_leaves_whole_files_that_the_next_run_completes(fol
     script = """
         import sys
         from pathlib import Path
-        from omz_tools import postprocess
-        from omz_tools.descriptor import UnpackArchive
+        from omz_tools.download import postprocess
+        from omz_tools.descriptors.descriptor import UnpackArchive
         print("ready", flush=True)
         postprocess.apply([UnpackArchive("zip", "a.zip")], Path(sys.argv[1]), lambda text: None)
     """
@@ -586,7 +588,7 @@ def load(tmp_path: Path, steps: str, names: tuple[str, ...] = ()) -> descriptor.
     entries = "".join("  " + ENTRY.replace("NAME", name) for name in names)
     text = f"{HEAD}files:\n{entries}postprocessing:\n{steps}" if names else f"{HEAD}postprocessing:\n{steps}"
     (tmp_path / "model.yml").write_text(text)
-    return descriptor.load(tmp_path / "model.yml")
+    return reading.load(tmp_path / "model.yml")
 
 
 def mistakes(tmp_path: Path, steps: str, names: tuple[str, ...] = ()) -> list[str]:

@@ -25,11 +25,11 @@ from typing import Any
 import pytest
 from conftest import BIN
 
-from omz_tools import progress
 from omz_tools.errors import IntegrityError, SourceError
-from omz_tools.files import disk_errors
-from omz_tools.progress import JsonReporter, PlainReporter, Reporter
-from omz_tools.terminal import TerminalReporter
+from omz_tools.progress import reporting
+from omz_tools.progress.reporting import JsonReporter, PlainReporter, Reporter
+from omz_tools.progress.terminal import TerminalReporter
+from omz_tools.system.files import disk_errors
 
 MB = 1_000_000
 BARS = re.compile(r"[━╸]|#|---")
@@ -147,9 +147,9 @@ class Terminal:
 # Scripts begin with this: bars are drawn more often, and files come at a rate that a test decides.
 PREPARED = """
 import threading, time
-from omz_tools import progress, reporters, terminal
+from omz_tools.progress import reporting, reporters, terminal
 from omz_tools.errors import SourceError
-terminal.TerminalReporter.pause = progress.PlainReporter.pause = 0.05
+terminal.TerminalReporter.pause = reporting.PlainReporter.pause = 0.05
 MB = 1_000_000
 reporter = reporters.reporter()
 
@@ -364,7 +364,7 @@ with reporter.running(1000 * MB):
 # ---- Plain lines
 
 
-def reporting(kind: Callable[..., Reporter] = PlainReporter, **options: Any) -> tuple[Any, io.StringIO, io.StringIO]:
+def reported(kind: Callable[..., Reporter] = PlainReporter, **options: Any) -> tuple[Any, io.StringIO, io.StringIO]:
     """A reporter that looks often, and its two streams."""
     out, err = io.StringIO(), io.StringIO()
     reporter = kind(out, err, **options)
@@ -388,7 +388,7 @@ LEFT = r"\d+:\d\d left"
 
 
 def test_lines_come_now_and_then_with_speed_and_time_left() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running(100 * MB):
         reporter.file_begin("net", "f", 100 * MB, "public/net/f")
         time.sleep(0.1)
@@ -401,15 +401,15 @@ def test_lines_come_now_and_then_with_speed_and_time_left() -> None:
 
 
 def test_there_is_never_silence_when_nothing_comes() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running(MB):
         with waiting(out, r"^\.\.\. 0%, 0 B of 1\.0 MB, waiting\n\.\.\. 0%, 0 B of 1\.0 MB, waiting$"):
             reporter.file_begin("net", "f", MB, "t")
 
 
 def test_windows_of_a_text_are_counted_with_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)  # a stage is told at once how long it takes
-    reporter, out, _ = reporting()
+    monkeypatch.setattr(reporting, "PLAIN_SECONDS", 0.0)  # a stage is told at once how long it takes
+    reporter, out, _ = reported()
     with reporter.running(), reporter.on("net"):
         reporter.section("Checking")
         reporter.measuring_begin("net", "FP16", 280)
@@ -422,7 +422,7 @@ def test_windows_of_a_text_are_counted_with_speed_and_time_left(monkeypatch: pyt
 
 
 def test_the_total_is_told_when_more_is_on_its_way() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running(40 * MB):
         reporter.file_begin("net", "f", 10 * MB, "t")
         with waiting(
@@ -433,7 +433,7 @@ def test_the_total_is_told_when_more_is_on_its_way() -> None:
 
 
 def test_files_at_a_time_get_a_line_each_and_one_for_all() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     reporter.several = True
     with reporter.running(80 * MB):
         for model in ("one", "two"):
@@ -449,7 +449,7 @@ def test_files_at_a_time_get_a_line_each_and_one_for_all() -> None:
 
 
 def test_many_files_at_a_time_are_told_in_one_line() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running():
         for number in range(20):
             reporter.file_begin("net", f"{number}", MB, "t")
@@ -460,7 +460,7 @@ def test_many_files_at_a_time_are_told_in_one_line() -> None:
 
 
 def test_kept_bytes_are_told_and_are_no_speed() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running(1000 * MB):
         reporter.file_begin("net", "f", 1000 * MB, "t")
         with waiting(out, r"^\.\.\. 90%, 900\.0 MB of 1\.0 GB, waiting$"):
@@ -473,14 +473,14 @@ def test_kept_bytes_are_told_and_are_no_speed() -> None:
 
 
 def test_a_file_that_begins_again_goes_back_and_never_below_zero() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running(10 * MB):
         reporter.file_begin("net", "f", 10 * MB, "t")
         reporter.file_resumed("net", "f", 8 * MB, 10 * MB)
         reporter.file_progress("net", "f", 9 * MB, 10 * MB)
         with waiting(out, rf"^\.\.\. 0%, 0 B of 10\.0 MB, {SPEED}, {LEFT}$"):
             reporter.file_resumed("net", "f", 0, 10 * MB)
-    reporter, again, _ = reporting()
+    reporter, again, _ = reported()
     with reporter.running(20 * MB):
         reporter.file_begin("net", "f", 10 * MB, "t")
         reporter.file_resumed("net", "f", 8 * MB, 10 * MB)
@@ -491,7 +491,7 @@ def test_a_file_that_begins_again_goes_back_and_never_below_zero() -> None:
 
 
 def test_the_total_counts_what_comes_some_other_way_and_not_what_fails_or_was_there() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running(100 * MB):
         for name, size, how in [
             ("a", 20 * MB, "from the cache"),
@@ -519,7 +519,7 @@ def test_the_total_counts_what_comes_some_other_way_and_not_what_fails_or_was_th
 
 
 def test_a_small_file_needs_no_speed() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     with reporter.running():
         reporter.file_begin("net", "f", 665, "t")
         reporter.file_progress("net", "f", 665, 665)
@@ -528,14 +528,14 @@ def test_a_small_file_needs_no_speed() -> None:
 
 
 def test_postprocessing_is_a_section() -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
     reporter.postprocessing_begin("net")
     reporter.postprocessing_end("net")
     assert out.getvalue() == "========== Postprocessing\n"
 
 
 def test_where_several_models_are_worked_on_each_line_says_which_it_is_about() -> None:
-    reporter, out, err = reporting()
+    reporter, out, err = reported()
     reporter.several = True
 
     def work(model: str) -> None:
@@ -563,7 +563,7 @@ def test_where_several_models_are_worked_on_each_line_says_which_it_is_about() -
 
 
 def test_a_process_for_one_model_of_several_says_which() -> None:
-    reporter, out, _ = reporting(model="net")
+    reporter, out, _ = reported(model="net")
     reporter.section("Comparing with PyTorch")
     reporter.note("\na table")
     assert out.getvalue() == "[net] ========== Comparing with PyTorch\n[net] \n[net] a table\n"
@@ -616,7 +616,7 @@ def restless() -> Iterator[None]:
 
 
 def test_no_byte_is_lost_or_counted_twice_when_threads_say_how_far_they_are(restless: None) -> None:
-    reporter, out, _ = reporting()
+    reporter, out, _ = reported()
 
     def work(first: int) -> None:
         for done in range(first, 20_000, 8):
@@ -691,8 +691,8 @@ def events(out: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_events_are_those_of_open_model_zoo_and_text_goes_to_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "JSON_SECONDS", 0.0)
-    reporter, out, err = reporting(JsonReporter)
+    monkeypatch.setattr(reporting, "JSON_SECONDS", 0.0)
+    reporter, out, err = reported(JsonReporter)
     with reporter.running(300):
         reporter.model_begin("net", 2)
         reporter.file_begin("net", "lib/f", 300, "public/net/lib/f")
@@ -737,7 +737,7 @@ def test_events_are_those_of_open_model_zoo_and_text_goes_to_standard_error(monk
 
 
 def test_progress_events_are_few_and_the_last_one_is_there() -> None:
-    reporter, out, _ = reporting(JsonReporter)
+    reporter, out, _ = reported(JsonReporter)
     reporter.file_begin("net", "f", 1000, "t")
     for done in range(1, 1001):
         reporter.file_progress("net", "f", done, 1000)

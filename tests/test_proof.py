@@ -11,10 +11,10 @@ import torch
 import yaml
 from conftest import Command, Converted
 
-from omz_tools import differences, reference
-from omz_tools.descriptor import Bound
-from omz_tools.differences import Figure
+from omz_tools.descriptors.descriptor import Bound
 from omz_tools.errors import ProofError
+from omz_tools.proof import differences, reference
+from omz_tools.proof.differences import Figure
 
 BOUND = Bound("FP32", difference=1e-3, divergence=1e-3, reason="a test")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from faulty_server import FaultyServer, File
 
-from omz_tools import settling
-from omz_tools.descriptor import FileEntry, Http, Sha256
-from omz_tools.download import Means, Want, fetch
+from omz_tools.descriptors.descriptor import FileEntry, Http, Sha256
+from omz_tools.download.pinned import Means, Want, fetch
 from omz_tools.errors import DiskError
-from omz_tools.files import RelativeName
-from omz_tools.transport import Transport
+from omz_tools.network.transport import Transport
+from omz_tools.system import settling
+from omz_tools.system.files import RelativeName
 
 
 @pytest.fixture(autouse=True)

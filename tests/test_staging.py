@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from omz_tools import leases, moves
 from omz_tools.errors import DiskError, StoppedError
-from omz_tools.staging import Staging, sweep
+from omz_tools.system import leases, moves
+from omz_tools.system.staging import Staging, sweep
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")

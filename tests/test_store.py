@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from omz_tools.descriptor import Digest, Sha256, Sha384
+from omz_tools.cache.store import DAY, FORMAT, Store
+from omz_tools.descriptors.descriptor import Digest, Sha256, Sha384
 from omz_tools.errors import DiskError
-from omz_tools.store import DAY, FORMAT, Store
 
 DATA = bytes(range(256)) * 5000  # more than one chunk
 
@@ -351,7 +351,7 @@ def test_an_entry_that_another_process_puts_in_while_it_is_looked_for_counts_as_
 def test_a_copy_that_went_wrong_under_way_is_not_given_out_and_no_damage_of_the_entry(
     tmp_path: Path, store: Store, blob: Path, digest: Digest, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from omz_tools import files
+    from omz_tools.system import files
 
     monkeypatch.setattr(files, "copy", lambda source, target: target.write_bytes(b"something else"))
     assert not store.take(digest, len(DATA), tmp_path / "taken")

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from omz_tools import processes
-from omz_tools.descriptor import Digest, Sha256, Sha384
+from omz_tools.cache.store import DAY, FORMAT, Store
+from omz_tools.descriptors.descriptor import Digest, Sha256, Sha384
 from omz_tools.errors import DiskError
-from omz_tools.store import DAY, FORMAT, Store
+from omz_tools.system import processes
 
 # OMZ_FAULTS=full looks ten times as long.
 EXAMPLES = 2000 if os.environ.get("OMZ_FAULTS") == "full" else 200

@@ -17,11 +17,11 @@ from hub import Handler, Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omz_tools import throughput
-from omz_tools.answers import TransientError, retry_after
-from omz_tools.connections import origin
 from omz_tools.errors import OmzError, SourceError, UnreachableError
-from omz_tools.transport import MAX_REDIRECTS, Transport
+from omz_tools.network import throughput
+from omz_tools.network.answers import TransientError, retry_after
+from omz_tools.network.connections import origin
+from omz_tools.network.transport import MAX_REDIRECTS, Transport
 
 AUTHORITY = trustme.CA()
 # Of 127.0.0.1 and nothing else.

@@ -6,8 +6,8 @@ import checkpoints
 import numpy as np
 import pytest
 
-from omz_tools import checkpoint, values
 from omz_tools.errors import CheckpointError, ConversionError, DiskError
+from omz_tools.export import checkpoint, values
 
 # More than two pieces of those in which tensors are read.
 LONG = 600_000

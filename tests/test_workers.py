@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from omz_tools import checkpoint, files, stages
+from omz_tools.cache import stages
 from omz_tools.errors import ConversionError, MissingError, StoppedError
-from omz_tools.workers import Workers
+from omz_tools.export import checkpoint
+from omz_tools.system import files
+from omz_tools.system.workers import Workers
 
 
 def test_a_worker_is_another_process_and_stays_the_same_one() -> None:
@@ -67,7 +69,7 @@ def test_libraries_in_the_current_folder_are_not_taken(tmp_path: Path, monkeypat
 def test_workers_end_with_a_parent_that_is_killed() -> None:
     code = (
         "import os, time\n"
-        "from omz_tools.workers import Workers\n"
+        "from omz_tools.system.workers import Workers\n"
         "with Workers(0).worker() as worker:\n"
         "    print(worker.call(os.getpid), flush=True)\n"
         "    worker.call(time.sleep, 600)\n"

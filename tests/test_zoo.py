@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from omz_tools import zoo
+from omz_tools.descriptors import zoo
 from omz_tools.errors import DescriptorError, SelectionError
 
 HEAD = "task_type: text_prediction\nlicense: https://example.org/license\n"

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omz_tools import analysis, progress
-from omz_tools.analysis import Analysis
 from omz_tools.commands.arguments import Parser, run
-from omz_tools.workers import Workers
+from omz_tools.evaluation import analysis
+from omz_tools.evaluation.analysis import Analysis
+from omz_tools.progress import reporting
+from omz_tools.system.workers import Workers
 
 _SHAPE = re.compile(r"(?P<name>[^\[\],]*)\[(?P<axes>[1-9][0-9]{0,9}(?:,[1-9][0-9]{0,9})*)?\]")
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--format", choices=("text", "json"), default="text", help="for people (default), or one JSON object"
     )
     args = parser.parse(argv)
-    reporter = progress.PlainReporter()
+    reporter = reporting.PlainReporter()
 
     def work() -> int:
         with Workers().worker() as worker:  # the libraries may die of a file that is damaged

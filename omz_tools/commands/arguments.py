@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omz_tools import __version__, zoo
-from omz_tools.descriptor import PRECISIONS
+from omz_tools import __version__
+from omz_tools.descriptors import zoo
+from omz_tools.descriptors.descriptor import PRECISIONS
 from omz_tools.errors import OmzError, SelectionError
-from omz_tools.progress import Reporter, writing
+from omz_tools.progress.reporting import Reporter, writing
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omz_tools import progress, results, zoo
+from omz_tools.cache import results
+from omz_tools.cache.store import DAY, Entry, Removal, Store
 from omz_tools.commands.arguments import Parser, run, size
-from omz_tools.descriptor import Digest, Sha256
+from omz_tools.descriptors import zoo
+from omz_tools.descriptors.descriptor import Digest, Sha256
 from omz_tools.errors import OmzError
-from omz_tools.progress import PLAIN_SECONDS, Reporter, files_text, size_text
-from omz_tools.store import DAY, Entry, Removal, Store
+from omz_tools.progress import reporting
+from omz_tools.progress.reporting import PLAIN_SECONDS, Reporter, files_text, size_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.action != "gc" and (args.keep_days, args.max_size, args.dry_run) != (None, None, False):
         parser.error(f"--keep_days, --max_size and --dry_run go with gc, not with {args.action}")
 
-    reporter = progress.PlainReporter()
+    reporter = reporting.PlainReporter()
     store = Store(args.cache_dir)
 
     def work() -> int:

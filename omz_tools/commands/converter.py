@@ -5,16 +5,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omz_tools import conversion, conversion_plan, jobs, model_optimizer, reporters
+from omz_tools.cache.results import Results
+from omz_tools.cache.store import Store
+from omz_tools.commands import jobs
 from omz_tools.commands.arguments import Parser, precisions, run, size
-from omz_tools.conversion import Outcome
-from omz_tools.conversion_plan import ONNX, Wish
+from omz_tools.conversion import pipeline, planning
+from omz_tools.conversion.pipeline import Outcome
+from omz_tools.conversion.planning import ONNX, Wish
+from omz_tools.descriptors.zoo import Entry
 from omz_tools.errors import context
-from omz_tools.progress import columns, files_text, size_text
-from omz_tools.results import Results
-from omz_tools.store import Store
-from omz_tools.workers import Workers
-from omz_tools.zoo import Entry
+from omz_tools.export import model_optimizer
+from omz_tools.progress import reporters
+from omz_tools.progress.reporting import columns, files_text, size_text
+from omz_tools.system.workers import Workers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,11 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 reporter.heading(f"Converting {entry.name}")
                 model = entry.load()
                 reporter.section(f"Checking {files_text(len(model.descriptor.files))}")
-                plan = conversion_plan.plan(model, wish)
-                if args.dry_run:
-                    conversion_plan.describe(plan, results, reporter.note)
-                    return
-                outcomes = conversion.carry_out(plan, results, workers, reporter)
+                with planning.planned(model, wish) as plan:
+                    if args.dry_run:
+                        planning.describe(plan, results, reporter.note)
+                        return
+                    outcomes = pipeline.carry_out(plan, results, workers, reporter)
                 reporter.note(("" if plan.stale else "Nothing to convert: all is in place.\n") + _table(outcomes))
 
         with reporter.running():

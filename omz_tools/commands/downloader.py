@@ -4,13 +4,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omz_tools import jobs, pipeline, preview, reporters
+from omz_tools.cache.store import Store
+from omz_tools.commands import jobs
 from omz_tools.commands.arguments import Parser, connections, positive, precisions, run
-from omz_tools.download import Means
-from omz_tools.pipeline import Download
-from omz_tools.store import Store
-from omz_tools.transport import Transport
-from omz_tools.zoo import Entry
+from omz_tools.descriptors.zoo import Entry
+from omz_tools.download import pipeline, preview
+from omz_tools.download.pinned import Means
+from omz_tools.download.pipeline import Download
+from omz_tools.network.transport import Transport
+from omz_tools.progress import reporters
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import msgspec
 
-from omz_tools import chart, evaluation, jobs, reporters
+from omz_tools.cache.store import Store
+from omz_tools.commands import jobs
 from omz_tools.commands.arguments import Parser, positive, precisions, run
-from omz_tools.download import Means
+from omz_tools.descriptors.zoo import Entry
+from omz_tools.download.pinned import Means
 from omz_tools.errors import context
-from omz_tools.evaluation import Evaluation, Wish
-from omz_tools.perplexity import PYTORCH
-from omz_tools.progress import PlainReporter, columns, size_text, windows_text, writing
-from omz_tools.store import Store
-from omz_tools.transport import Transport
-from omz_tools.workers import Workers
-from omz_tools.zoo import Entry
+from omz_tools.evaluation import accuracy, chart
+from omz_tools.evaluation.accuracy import Evaluation, Wish
+from omz_tools.evaluation.perplexity import PYTORCH
+from omz_tools.network.transport import Transport
+from omz_tools.progress import reporters
+from omz_tools.progress.reporting import PlainReporter, columns, size_text, windows_text, writing
+from omz_tools.system.workers import Workers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         def measure(entry: Entry) -> None:
             with reporter.on(entry.name), context(f"model {entry.name}"):
                 reporter.heading(f"Evaluating {entry.name}")
-                measured = evaluation.measure(entry.load(), wish, means, workers, reporter)
+                measured = accuracy.measure(entry.load(), wish, means, workers, reporter)
                 done.append(measured)
                 reporter.note(_report(measured))
-                evaluation.judge(measured)
+                accuracy.judge(measured)
 
         with reporter.running():
             failed = jobs.in_threads(entries, measure, 1, reporter, workers.stop)

@@ -4,10 +4,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-from omz_tools import information, model_page, progress
 from omz_tools.commands.arguments import Parser, run
+from omz_tools.descriptors import information, model_page
 from omz_tools.errors import UnsupportedError
-from omz_tools.progress import writing
+from omz_tools.progress import reporting
+from omz_tools.progress.reporting import writing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text, flush=True)
         return 0
 
-    return run(work, progress.PlainReporter())
+    return run(work, reporting.PlainReporter())
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omz_tools import pin, progress
 from omz_tools.commands.arguments import Parser, run
+from omz_tools.download import pin
+from omz_tools.progress import reporting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.files is not None and not patterns:
         parser.error(f"argument --files: {args.files!r} names no file")
 
-    reporter = progress.PlainReporter()
+    reporter = reporting.PlainReporter()
 
     def work() -> int:
         wish = pin.Wish(args.revision, args.repo, patterns, args.folder)

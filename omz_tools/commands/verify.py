@@ -4,14 +4,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omz_tools import audit, jobs, manifest, provenance, reporters
-from omz_tools.audit import Found
+from omz_tools.commands import jobs
 from omz_tools.commands.arguments import Parser, run
 from omz_tools.errors import ManifestError, context
-from omz_tools.files import disk_errors, replacing
-from omz_tools.manifest import Manifest
-from omz_tools.progress import files_text
-from omz_tools.workers import Workers
+from omz_tools.progress import reporters
+from omz_tools.progress.reporting import files_text
+from omz_tools.proof import audit, manifest, provenance
+from omz_tools.proof.audit import Found
+from omz_tools.proof.manifest import Manifest
+from omz_tools.system.files import disk_errors, replacing
+from omz_tools.system.workers import Workers
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""What was downloaded or made before, as it lies on disk."""

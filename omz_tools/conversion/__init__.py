@@ -1,0 +1,1 @@
+"""Which stages a model needs, in which order, and in which processes."""

@@ -1,0 +1,285 @@
+"""The straight line from a checkpoint to proven IR: which stage follows which, and which processors work at once."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from omz_tools.cache import record
+from omz_tools.cache.record import Made, Proof, Record, Seen
+from omz_tools.cache.results import Kept, Results
+from omz_tools.conversion.planning import ONNX, Output, Plan, each
+from omz_tools.conversion.proving import Proving
+from omz_tools.descriptors.descriptor import Precision
+from omz_tools.errors import DiskError
+from omz_tools.export import binding, ir, model_optimizer, onnx_export, values
+from omz_tools.export.pytorch_model import NAMING
+from omz_tools.progress.reporting import Reporter
+from omz_tools.proof import differences, manifest, reference, verify
+from omz_tools.system import libraries
+from omz_tools.system.files import disk_errors, room_for
+from omz_tools.system.staging import Staging, sweep
+from omz_tools.system.workers import Pending, Worker, Workers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an output: how it came to be in place, and its proof if it has one."""
+
+    output: Output
+    how: str
+    files: dict[str, Seen]
+    proof: Proof | None
+
+
+def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter) -> list[Outcome]:
+    """Make what is not in place, prove what is not proven, and put it in place.
+
+    The files appear after the proof; until then, and if anything fails, what was there stays as it was. Where all is in
+    place and known, nothing is written there.
+
+    Raises:
+        OmzError: of the stage that failed.
+    """
+    name, folder = plan.model.name, plan.folder
+    place = folder / f"{name}{manifest.SUFFIX}"
+    if (
+        plan.is_done
+        and plan.inputs.seen == plan.known.inputs
+        and _manifest(plan, plan.known.outputs) == _content(place)
+    ):
+        plan.inputs.verified()
+        sweep(folder)
+        outcomes = [Outcome(o, "in place", o.made.files, o.made.proof) for o in plan.outputs if o.made]
+        _keep(plan, results, b"", outcomes, {}, reporter)
+        return outcomes
+    at_a_time = 2 if workers.allow(_memory(plan, 2)) else 1
+    need = _memory(plan, at_a_time)
+    with workers.room(need, lambda: reporter.section("Waiting until there is memory for it")), ExitStack() as stack:
+        staging = stack.enter_context(Staging(folder))
+        stack.enter_context(disk_errors("Writing to", folder))
+        scratch = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+        run = _Run(plan, results, reporter, staging, lambda: stack.enter_context(workers.worker()), scratch, at_a_time)
+        outcomes = run.all()
+        known = _record(plan, outcomes)
+        staging.file(place).write_bytes(_manifest(plan, known.outputs))
+        record.write(known, staging.record(record.path_of(folder, name)))
+        staging.publish()
+    return outcomes
+
+
+def _record(plan: Plan, outcomes: Iterable[Outcome]) -> Record:
+    outputs = dict(plan.known.outputs)
+    outputs |= {o.output.what: Made(o.output.ingredients, o.files, o.proof) for o in outcomes}
+    return Record(inputs=plan.inputs.seen, outputs=outputs)
+
+
+def _manifest(plan: Plan, outputs: Mapping[str, Made]) -> bytes:
+    """The manifest of all that comes of this checkpoint; of what is not asked for now, as far as it looks as it was."""
+
+    def holds(what: str, made: Made) -> bool:
+        asked = any(output.what == what for output in plan.outputs)
+        return asked or (made.ingredients.get("checkpoint") == plan.sources and _is_unchanged(plan.folder, made))
+
+    made = manifest.of(
+        plan.model,
+        plan.spec,
+        plan.inputs.seen,
+        {what: made for what, made in outputs.items() if holds(what, made)},
+        plan.bound,
+        self_contained=not plan.onnx.ingredients["refers"],
+    )
+    return manifest.dump(made)
+
+
+def _is_unchanged(folder: Path, made: Made) -> bool:
+    try:
+        return all(record.is_unchanged(folder / name, seen) for name, seen in made.files.items())
+    except OSError:
+        return False
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+class _Run:
+    """One conversion, from the graph to the proof."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        results: Results,
+        reporter: Reporter,
+        staging: Staging,
+        hire: Callable[[], Worker],
+        scratch: Path,
+        at_a_time: int,
+    ) -> None:
+        self._plan, self._results, self._reporter, self._hire = plan, results, reporter, hire
+        self._staging = staging
+        self._places = self._stage()
+        self._how = {output.what: "made" if output.stale else "in place" for output in plan.outputs}
+        self._looked_at: dict[str, dict[str, Seen]] = {}
+        self._proving = Proving(plan, results, hire, scratch, self._at, self._seen, at_a_time)
+
+    def _stage(self) -> dict[str, Path]:
+        """Where each file is: under a hidden name if it is to be made, else in place."""
+        places = {name: path for output in self._plan.outputs for name, path in output.paths.items()}
+        for output in self._plan.stale:
+            if output.what == ONNX:
+                places[next(iter(output.paths))] = self._staging.file(output.path)
+            else:
+                hidden = self._staging.folder(output.path.parent)
+                places |= {name: hidden / path.name for name, path in output.paths.items()}
+        return places
+
+    def _at(self, output: Output) -> Path:
+        return self._places[next(iter(output.paths))]
+
+    def all(self) -> list[Outcome]:
+        plan = self._plan
+        todo = [output for output in plan.stale if output.what != ONNX and not self._is_cached(output)]
+        room_for(plan.folder, sum(int(_SHARES[output.what] * plan.checkpoint.size) for output in todo))
+        graph = self._results.read(plan.graph) if plan.onnx.stale else b""
+        maker = self._hire() if todo or plan.onnx.stale else None
+        pytorch = self._hire() if graph is None else None
+        tracing = pytorch.begin(onnx_export.trace, plan.checkpoint, plan.spec) if pytorch else None
+        if plan.verify != "off" and (todo or pytorch):
+            # Behind the trace in the same process, where PyTorch is loaded; the IRs are made meanwhile.
+            self._proving.refer(pytorch)
+        checking = self._check_values(maker, todo) if maker else None
+        if tracing and pytorch:
+            self._reporter.section("Exporting PyTorch to ONNX")
+            if maker:
+                maker.begin(libraries.warm, "onnx", "openvino")
+            graph = tracing.result()
+            if plan.verify == "off":
+                pytorch.end()
+        if checking:
+            checking.result()
+        if maker:
+            self._make(maker, graph or b"", todo)
+        self._prove(todo, maker)
+        plan.inputs.verified()
+        outcomes = [self._outcome(output) for output in plan.outputs]
+        _keep(plan, self._results, graph or b"", outcomes, self._places, self._reporter)
+        return outcomes
+
+    def _is_cached(self, output: Output) -> bool:
+        if not self._results.take(output.ingredients, {name: self._places[name] for name in output.paths}):
+            return False
+        self._reporter.note(f"... the {output.what} IR is in the cache")
+        self._how[output.what] = "from the cache"
+        return True
+
+    def _check_values(self, worker: Worker, todo: list[Output]) -> Pending[None]:
+        naming = NAMING[self._plan.spec.model_class]
+        tensors = self._plan.checkpoint.tensors.items()
+        # Others are refused later, with what there should be in their places.
+        weights = {n: t for n, t in tensors if t.dtype == "F32" and not n.endswith(tuple(naming.buffers))}
+        return worker.begin(values.check, weights, [output.precision for output in todo if output.precision])
+
+    def _make(self, maker: Worker, graph: bytes, todo: list[Output]) -> None:
+        plan, onnx = self._plan, self._at(self._plan.onnx)
+        if plan.onnx.stale:
+            maker.call(binding.bind, graph, plan.checkpoint, plan.spec, onnx)
+        making = None
+        targets: dict[Precision, Path] = {o.precision: self._at(o) for o in todo if o.precision}
+        if todo:
+            self._reporter.section(f"Converting ONNX to OpenVINO IR ({', '.join(output.what for output in todo)})")
+            if not plan.optimizer:
+                making = maker.begin(ir.convert, onnx, plan.model.name, targets, todo[0].ingredients["about"])
+        if plan.verify == "quick":
+            # The full proof would wait for PyTorch here, for long.
+            self._proving.compare(plan.onnx)
+        if plan.optimizer and todo:
+            described = plan.model.descriptor.input_info
+            model_optimizer.convert(onnx, plan.model.name, targets, plan.spec, described, plan.optimizer)
+        if making:
+            making.result()
+
+    def _prove(self, todo: list[Output], maker: Worker | None) -> None:
+        """Have all outputs compared with PyTorch whose proof is not known; without a proof, see to their contracts."""
+        plan = self._plan
+        if plan.verify == "off":
+            for output in plan.stale:
+                if maker and (output in todo or output.what == ONNX):
+                    maker.call(verify.check_contract, output.what, self._at(output), plan.spec)
+            return
+        for output in plan.outputs:
+            self._proving.compare(output, maker if output in todo else None, is_new=output in todo)
+            if output in todo:
+                maker = None  # it takes one: each needs memory of the size of the weights
+        if names := self._proving.under_way:
+            self._reporter.section(f"Comparing with PyTorch ({', '.join(names)})")
+        # While others compute, what was written goes to the disk, and is hashed.
+        self._staging.settle()
+        for output in plan.outputs:
+            self._seen(output)
+        for figure in (figures := self._proving.figures()):
+            self._reporter.note(str(figure))
+            for edge in figure.edges:
+                self._reporter.note(f"  {edge.case}: PyTorch {edge.pytorch}, {figure.what} {edge.converted}")
+        differences.judge(figures)
+
+    def _seen(self, output: Output) -> dict[str, Seen]:
+        """The files of an output as they are now, hashed once."""
+        if output.what not in self._looked_at:
+            paths = [self._places[name] for name in output.paths]
+            seen = (
+                output.made.files if output.made else dict(zip(output.paths, each(record.look_at, paths), strict=True))
+            )
+            self._looked_at[output.what] = seen
+        return self._looked_at[output.what]
+
+    def _outcome(self, output: Output) -> Outcome:
+        known = output.made.proof if output.made else None
+        proof = self._proving.proof(output) or known
+        return Outcome(output, self._how[output.what], self._seen(output), proof)
+
+
+def _keep(
+    plan: Plan,
+    results: Results,
+    graph: bytes,
+    outcomes: Iterable[Outcome],
+    places: Mapping[str, Path],
+    reporter: Reporter,
+) -> None:
+    """Put into the cache what may be wanted again; that it cannot be kept is no failure."""
+    try:
+        if graph and not results.find(plan.graph):
+            results.keep_bytes(plan.graph, "graph.onnx", graph)
+        for outcome in outcomes:
+            output = outcome.output
+            if output.what != ONNX and outcome.how != "from the cache" and not results.find(output.ingredients):
+                at = {**output.paths, **places}
+                results.keep(output.ingredients, {n: (at[n], _kept(seen)) for n, seen in outcome.files.items()})
+            if outcome.proof and not results.find(outcome.proof.ingredients):
+                results.keep_bytes(outcome.proof.ingredients, "proof.json", msgspec.json.encode(outcome.proof))
+    except DiskError as error:
+        reporter.note(f"... not kept in the cache: {error.what}")
+
+
+def _kept(seen: Seen) -> Kept:
+    return Kept(seen.size, seen.digest.removeprefix("sha256:"))
+
+
+# What an IR takes at least, as a part of the weights: masks, which checkpoints hold, do not get into it.
+_SHARES = {"FP16": 0.4, "FP32": 0.8}
+
+
+def _memory(plan: Plan, at_a_time: int) -> int:
+    """Bytes that a conversion takes at most, by what was measured: see docs/performance.md."""
+    if plan.verify == "off":
+        return int(600e6 + 0.1 * plan.checkpoint.size)
+    grid = reference.shapes(plan.checkpoint.config["n_positions"], full=plan.verify == "full")
+    logits = 4 * plan.spec.vocabulary * max(batch * length for batch, length in grid)
+    return int(600e6 + (1.0 + 0.8 * at_a_time) * plan.checkpoint.size + (1 + 2 * at_a_time) * logits)

@@ -1,0 +1,1 @@
+"""model.yml: read, judged, edited and shown."""

@@ -1,0 +1,1 @@
+"""From a descriptor to verified files."""

@@ -1,0 +1,1 @@
+"""What a converted model is worth and what it costs: perplexity, operations, parameters."""

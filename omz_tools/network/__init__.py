@@ -1,0 +1,1 @@
+"""One GET on the wire, whatever lies between here and the server."""

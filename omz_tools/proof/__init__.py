@@ -1,0 +1,1 @@
+"""How far the outputs are from the PyTorch model, and the manifest that says so."""

@@ -1,0 +1,1 @@
+"""What the tools need of the operating system: files that appear whole, other processes, heavy libraries."""
