@@ -28,7 +28,7 @@ run: $(VENV)/run.stamp
 
 # A file's tests stay together: some share a model that takes a while to convert. The order is that of tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 15
 
 # Kills, failing system calls, cuts and flipped bits in their full number; about an hour.
 test-faults: $(VENV)/dev.stamp

@@ -308,14 +308,31 @@ def test_a_missing_download_names_the_files_and_the_command(run: Command, conver
     failed(convert(), "gpt2/config.json, ", "gpt2/model.safetensors", "omz_downloader --name tiny")
 
 
-def test_a_damaged_file_is_found_before_anything_is_made(convert: Command, downloaded: Path) -> None:
-    weights = downloaded / "gpt2" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    before = listing(downloaded)
-    failed(convert(), "In file gpt2/model.safetensors", "Run omz_downloader again")
-    assert listing(downloaded) == before
+# Some break a stage that works on the file before its digest is known.
+DAMAGES: dict[str, tuple[str, int, bytes]] = {
+    "the last bit": ("model.safetensors", -1, b"\xa7"),
+    "a value that is none": ("model.safetensors", -4, b"\xff\xff\xff\x7f"),
+    "no header": ("model.safetensors", 8, b"["),
+    "a pickle": ("model.safetensors", 0, b"PK"),
+    "no JSON": ("config.json", 0, b"["),
+    "another activation": ("config.json", -1, b" "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_what_is_reported_and_nothing_comes_of_it(
+    convert: Command, downloaded: Path, graph_cache: Path, damage: str
+) -> None:
+    name, place, data = DAMAGES[damage]
+    path = downloaded / "gpt2" / name
+    whole = bytearray(path.read_bytes())
+    place %= len(whole)
+    assert whole[place : place + len(data)] != data
+    whole[place : place + len(data)] = data
+    path.write_bytes(whole)
+    before = listing(downloaded), listing(graph_cache)
+    failed(convert(), f"In file gpt2/{name}", "Run omz_downloader again")
+    assert (listing(downloaded), listing(graph_cache)) == before
 
 
 def test_an_unknown_precision(convert: Command, downloaded: Path) -> None:

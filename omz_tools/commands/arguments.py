@@ -50,6 +50,15 @@ class Parser(argparse.ArgumentParser):
             help="a folder of your own model.yml descriptors, which go before the shipped ones; may be repeated",
         )  # fmt: skip
 
+    def add_places(self, results: str) -> None:
+        """Where downloaded and converted models are, and which precisions; `results` says what is done with -o."""
+        self.add_argument(
+            "-d", "--download_dir", type=Path, default=Path(), metavar="DIR",
+            help="where the models are (default: here)",
+        )  # fmt: skip
+        self.add_argument("-o", "--output_dir", type=Path, metavar="DIR", help=f"{results} (default: there)")
+        self.add_argument("--precisions", metavar="P[,P...]", help="FP16, FP32 or both (default: all of the model)")
+
     def add_cache(self) -> None:
         """Where the cache is; None where neither the option nor the environment says so, or says nothing."""
         self.add_argument(

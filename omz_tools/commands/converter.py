@@ -27,14 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "was made from the same is not made again."
     )
     parser.add_selection()
-    parser.add_argument(
-        "-d", "--download_dir", type=Path, default=Path(), metavar="DIR", help="where the models are (default: here)"
-    )
-    parser.add_argument(
-        "-o", "--output_dir", type=Path, metavar="DIR", help="where to put the results (default: there)"
-    )
+    parser.add_places("where to put the results")
     parser.add_cache()
-    parser.add_argument("--precisions", metavar="P[,P...]", help="FP16, FP32 or both (default: all of the model)")
     parser.add_argument(
         "--opset", type=_opset, metavar="N", help="version of the ONNX operator set, 18 to 23 (default: the model's)"
     )

@@ -28,13 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "published one. The text is cut into windows of as many tokens as the model has positions; the tail is dropped."
     )
     parser.add_selection()
-    parser.add_argument(
-        "-d", "--download_dir", type=Path, default=Path(), metavar="DIR", help="where the models are (default: here)"
-    )
-    parser.add_argument(
-        "-o", "--output_dir", type=Path, metavar="DIR", help="where the converted models are (default: there)"
-    )
-    parser.add_argument("--precisions", metavar="P[,P...]", help="FP16, FP32 or both (default: all of the model)")
+    parser.add_places("where the converted models are")
     parser.add_argument("--onnx", action="store_true", help="measure the ONNX model, too")
     parser.add_argument("--no_pytorch", action="store_true", help="do not measure PyTorch")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """The straight line from a checkpoint to proven IR: which stage follows which, and which processors work at once."""
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from omz_tools.proof import differences, manifest, reference, verify
 from omz_tools.system import libraries
 from omz_tools.system.files import disk_errors, room_for
 from omz_tools.system.staging import Staging, sweep
-from omz_tools.system.workers import Pending, Worker, Workers
+from omz_tools.system.workers import Worker, Workers
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ class _Run:
         if plan.verify != "off" and (todo or pytorch):
             # Behind the trace in the same process, where PyTorch is loaded; the IRs are made meanwhile.
             self._proving.refer(pytorch)
-        checking = self._check_values(maker, todo) if maker else None
+        # Beside what uses the same weights meanwhile; nothing is compared or published before it says yes.
+        values_are_right = self._check_values(todo) if maker else None
         if tracing and pytorch:
             self._reporter.section("Exporting PyTorch to ONNX")
             if maker:
@@ -162,10 +164,8 @@ class _Run:
             graph = tracing.result()
             if plan.verify == "off":
                 pytorch.end()
-        if checking:
-            checking.result()
-        if maker:
-            self._make(maker, graph or b"", todo)
+        if maker and values_are_right:
+            self._make(maker, graph or b"", todo, values_are_right)
         self._prove(todo, maker)
         plan.inputs.verified()
         outcomes = [self._outcome(output) for output in plan.outputs]
@@ -179,14 +179,22 @@ class _Run:
         self._how[output.what] = "from the cache"
         return True
 
-    def _check_values(self, worker: Worker, todo: list[Output]) -> Pending[None]:
+    def _check_values(self, todo: list[Output]) -> Callable[[], None]:
+        """Begin to look through the weights, in a process of its own; what comes back waits for it, and raises."""
         naming = NAMING[self._plan.spec.model_class]
         tensors = self._plan.checkpoint.tensors.items()
         # Others are refused later, with what there should be in their places.
         weights = {n: t for n, t in tensors if t.dtype == "F32" and not n.endswith(tuple(naming.buffers))}
-        return worker.begin(values.check, weights, [output.precision for output in todo if output.precision])
+        worker = self._hire()
+        checking = worker.begin(values.check, weights, [output.precision for output in todo if output.precision])
 
-    def _make(self, maker: Worker, graph: bytes, todo: list[Output]) -> None:
+        def are_right() -> None:
+            checking.result()
+            worker.end()
+
+        return are_right
+
+    def _make(self, maker: Worker, graph: bytes, todo: list[Output], values_are_right: Callable[[], None]) -> None:
         plan, onnx = self._plan, self._at(self._plan.onnx)
         if plan.onnx.stale:
             maker.call(binding.bind, graph, plan.checkpoint, plan.spec, onnx)
@@ -196,6 +204,7 @@ class _Run:
             self._reporter.section(f"Converting ONNX to OpenVINO IR ({', '.join(output.what for output in todo)})")
             if not plan.optimizer:
                 making = maker.begin(ir.convert, onnx, plan.model.name, targets, todo[0].ingredients["about"])
+        values_are_right()
         if plan.verify == "quick":
             # The full proof would wait for PyTorch here, for long.
             self._proving.compare(plan.onnx)
@@ -209,9 +218,11 @@ class _Run:
         """Have all outputs compared with PyTorch whose proof is not known; without a proof, see to their contracts."""
         plan = self._plan
         if plan.verify == "off":
-            for output in plan.stale:
-                if maker and (output in todo or output.what == ONNX):
-                    maker.call(verify.check_contract, output.what, self._at(output), plan.spec)
+            made = [output for output in plan.stale if maker and (output in todo or output.what == ONNX)]
+            checks = [maker.begin(verify.check_contract, o.what, self._at(o), plan.spec) for o in made if maker]
+            self._settle()
+            for check in checks:
+                check.result()
             return
         for output in plan.outputs:
             self._proving.compare(output, maker if output in todo else None, is_new=output in todo)
@@ -219,15 +230,19 @@ class _Run:
                 maker = None  # it takes one: each needs memory of the size of the weights
         if names := self._proving.under_way:
             self._reporter.section(f"Comparing with PyTorch ({', '.join(names)})")
-        # While others compute, what was written goes to the disk, and is hashed.
-        self._staging.settle()
-        for output in plan.outputs:
-            self._seen(output)
+        self._settle()
         for figure in (figures := self._proving.figures()):
             self._reporter.note(str(figure))
             for edge in figure.edges:
                 self._reporter.note(f"  {edge.case}: PyTorch {edge.pytorch}, {figure.what} {edge.converted}")
         differences.judge(figures)
+
+    def _settle(self) -> None:
+        """Bring what was written to the disk, and hash it, while processes compute."""
+        with ThreadPoolExecutor(1) as pool:
+            settling = pool.submit(self._staging.settle)
+            each(self._seen, self._plan.outputs)
+            settling.result()
 
     def _seen(self, output: Output) -> dict[str, Seen]:
         """The files of an output as they are now, hashed once."""
@@ -254,16 +269,19 @@ def _keep(
     reporter: Reporter,
 ) -> None:
     """Put into the cache what may be wanted again; that it cannot be kept is no failure."""
+
+    def keep(outcome: Outcome) -> None:
+        output = outcome.output
+        if output.what != ONNX and outcome.how != "from the cache" and not results.find(output.ingredients):
+            at = {**output.paths, **places}
+            results.keep(output.ingredients, {n: (at[n], _kept(seen)) for n, seen in outcome.files.items()})
+        if outcome.proof and not results.find(outcome.proof.ingredients):
+            results.keep_bytes(outcome.proof.ingredients, "proof.json", msgspec.json.encode(outcome.proof))
+
     try:
         if graph and not results.find(plan.graph):
             results.keep_bytes(plan.graph, "graph.onnx", graph)
-        for outcome in outcomes:
-            output = outcome.output
-            if output.what != ONNX and outcome.how != "from the cache" and not results.find(output.ingredients):
-                at = {**output.paths, **places}
-                results.keep(output.ingredients, {n: (at[n], _kept(seen)) for n, seen in outcome.files.items()})
-            if outcome.proof and not results.find(outcome.proof.ingredients):
-                results.keep_bytes(outcome.proof.ingredients, "proof.json", msgspec.json.encode(outcome.proof))
+        each(keep, outcomes)
     except DiskError as error:
         reporter.note(f"... not kept in the cache: {error.what}")
 

@@ -21,7 +21,7 @@ from omz_tools.descriptors.zoo import Model
 from omz_tools.errors import ManifestError
 from omz_tools.progress.showing import shown
 from omz_tools.system import files, libraries
-from omz_tools.system.files import RelativeName
+from omz_tools.system.files import RelativeName, disk_errors
 
 VERSION = 1
 SUFFIX = ".manifest.json"
@@ -29,12 +29,12 @@ SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _LONGEST = 1 << 22
 # Digits of a figure that mean something; the others differ from one processor to the next.
 _DIGITS = 3
+_TOOLS = ("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "numpy")
+_REMAKE = "It was changed, or is of another version of omz_tools: omz_converter writes it anew."
 
 Algorithm = Literal["sha256", "sha384"]
 Digests = Annotated[dict[Algorithm, Annotated[str, Meta(pattern=r"^[0-9a-f]{64,96}$")]], Meta(min_length=1)]
 Size = Annotated[int, Meta(ge=0)]
-
-
 _Kind = Literal["ONNX", "FP16", "FP32"]
 _KINDS: tuple[_Kind, ...] = get_args(_Kind)
 
@@ -129,15 +129,17 @@ def of(
         self_contained: whether the ONNX model has its weights in it.
 
     Raises:
-        OSError: the descriptor cannot be read any more.
+        DiskError: the descriptor cannot be read any more.
     """
-    places = model.descriptor.places
+    places, described = model.descriptor.places, model.folder / "model.yml"
+    with disk_errors("Reading", described):
+        descriptor = files.digest_of(described, "sha256")
     return Manifest(
         manifest_version=1,
         model=model.name,
         subdirectory=RelativeName(model.subdirectory),
         license=model.descriptor.license,
-        descriptor={"sha256": files.digest_of(model.folder / "model.yml", "sha256")},
+        descriptor={"sha256": descriptor},
         export=spec,
         self_contained=self_contained,
         sources=tuple(
@@ -156,9 +158,6 @@ def _converted(what: _Kind, made: Made, bound: Bound) -> Converted:
         figures = tuple(map(_rounded, proof.differences))
         proven = Proven("full" if proof.edges else "quick", bound, figures, proof.edges)
     return Converted(what, parts, proven)
-
-
-_TOOLS = ("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "numpy")
 
 
 def toolchain() -> dict[str, str]:
@@ -231,9 +230,6 @@ def load(path: Path) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is no manifest of version {VERSION}: {error}", hint=_REMAKE) from error
     return found
-
-
-_REMAKE = "It was changed, or is of another version of omz_tools: omz_converter writes it anew."
 
 
 def _named(kind: type, value: Any) -> Any:
