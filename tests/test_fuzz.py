@@ -207,7 +207,7 @@ def test_a_record_of_anything_behind_the_right_number_of_bytes_lies_within_the_f
 @example("file.c.0000000000000001-00000000", ".part")
 @example("file..part", ".part")
 def test_a_file_whose_name_resembles_a_leftover_does_no_harm(name: str, suffix: str) -> None:
-    assume(name + suffix and len(name.encode()) < 200)
+    assume(name + suffix not in ("", ".") and len(name.encode()) < 200)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f".{name}{suffix}").write_bytes(b"x" * 150 + b"0 100\n")
         check_adoption(Path(folder), 150)
