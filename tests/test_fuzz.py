@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from omz_tools.cache import partial
 from omz_tools.cache.partial import Partial
-from omz_tools.descriptors import descriptor, zoo
+from omz_tools.descriptors import reading, zoo
 from omz_tools.errors import DescriptorError
 from omz_tools.network.answers import content_range, retry_after
 from omz_tools.system.files import RelativeName
@@ -299,7 +299,7 @@ def check_loads_or_is_explained(path: Path, text: str | bytes) -> str:
     """Each kind of descriptor is read in less than a second of this thread; what is said of its mistakes."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     explained = ""
-    for load in (descriptor.load, descriptor.load_composite):
+    for load in (reading.load, reading.load_composite):
         began = time.thread_time()
         try:
             load(path)
