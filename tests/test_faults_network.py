@@ -980,7 +980,8 @@ def test_connections_that_do_not_live_up_to_the_next_request_do_no_harm(
     server.answer = answer
     outcome = fetch_and_rerun(place, server, connections)
     assert outcome.how is How.FETCHED
-    assert server.sent <= 1.1 * len(DATA)
+    # What is too much may come so late that it is taken for the next answer: then the file is begun anew, once.
+    assert server.sent <= (2.1 if way == "more bytes than declared" else 1.1) * len(DATA)
 
 
 # ---- Refusals
