@@ -89,10 +89,10 @@ def answer(xml: Path, asked: Connection) -> None:
 
 @dataclass
 class Measured:
-    """Seconds of each request of each model, and how far their answers are apart, relative to the largest logit."""
+    """Seconds of each request of each model, and how far the answers are apart, relative to the incumbent's largest."""
 
     seconds: dict[str, list[float]]
-    difference: float
+    difference: float | None
 
 
 def in_turn(runs: dict[str, Connection], shape: tuple[int, int], rounds: int) -> Measured:
@@ -104,13 +104,15 @@ def in_turn(runs: dict[str, Connection], shape: tuple[int, int], rounds: int) ->
             taken = runs[name].recv()
             if turn >= 0:
                 seconds[name].append(taken)
-    first, last = (logits(runs[name]) for name in (min(runs), max(runs)))
-    return Measured(seconds, float(np.abs(first - last).max() / np.abs(last).max()))
+    return Measured(seconds, difference(runs) if len(runs) > 1 else None)
 
 
-def logits(run: Connection) -> Any:
-    run.send(None)
-    return run.recv()
+def difference(runs: dict[str, Connection]) -> float:
+    answers = {}
+    for name, run in runs.items():
+        run.send(None)
+        answers[name] = run.recv()
+    return float(np.abs(answers["ours"] - answers["incumbent"]).max() / np.abs(answers["incumbent"]).max())
 
 
 def together(measured: list[Measured]) -> dict[str, Any]:

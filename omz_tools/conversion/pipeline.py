@@ -218,8 +218,11 @@ class _Run:
         """Have all outputs compared with PyTorch whose proof is not known; without a proof, see to their contracts."""
         plan = self._plan
         if plan.verify == "off":
-            made = [output for output in plan.stale if maker and (output in todo or output.what == ONNX)]
-            checks = [maker.begin(verify.check_contract, o.what, self._at(o), plan.spec) for o in made if maker]
+            checks = [
+                maker.begin(verify.check_contract, output.what, self._at(output), plan.spec)
+                for output in plan.stale
+                if maker and (output in todo or output.what == ONNX)
+            ]
             self._settle()
             for check in checks:
                 check.result()
