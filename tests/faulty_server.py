@@ -16,7 +16,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -106,6 +106,13 @@ class Exchange:
                 self.cut(reset=self.server.cut_resets)
             if pause and self.server.ending.wait(pause):
                 raise Over
+
+    @contextlib.contextmanager
+    def in_one_piece(self) -> Iterator[None]:
+        """What the block sends at its end arrives together, so that nobody reads a part and goes on before the rest."""
+        self._wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        yield
+        self._wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
     def cut(self, *, reset: bool = False) -> None:
         """End the connection here; with a reset, what is still on its way in this machine is lost."""
