@@ -23,7 +23,7 @@ import transformers
 from omz_tools.descriptors import reading, zoo
 from omz_tools.descriptors.descriptor import Export, TensorSpec
 from omz_tools.errors import CheckpointError, ConversionError, UnsupportedError
-from omz_tools.export import binding, checkpoint, layers, onnx_export
+from omz_tools.export import binding, checkpoint, layers, onnx_export, signatures
 from omz_tools.export.checkpoint import Checkpoint
 from omz_tools.proof import differences
 
@@ -146,21 +146,24 @@ def test_nothing_but_the_graph_is_in_a_skeleton(skeletons: dict[int, bytes]) -> 
 # ---- layers that are alike
 
 
-@pytest.mark.parametrize("opset", [18, 23])
-@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@pytest.mark.parametrize(
+    ("opset", "activation", "past"),
+    [(18, "gelu_new", False), (18, "relu", False), (23, "gelu_new", False), (23, "relu", False), (23, "relu", True)],
+)
 def test_a_repeated_layer_makes_the_bytes_of_a_full_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int, activation: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int, activation: str, past: bool
 ) -> None:
     config = SMALL | {"n_layer": 6, "activation_function": activation}
     read, spec = made(tmp_path, config), export(config, opset=opset)
-    repeated = onnx_export.trace(read, spec)
+    spec = signatures.with_past(spec) if past else spec
+    repeated = onnx_export.trace(read, spec, past=past)
     depths: list[int] = []
     traced = onnx_export._traced
-    monkeypatch.setattr(onnx_export, "_traced", lambda c, s, depth: depths.append(depth) or traced(c, s, depth))
-    assert onnx_export.trace(read, spec) == repeated
+    monkeypatch.setattr(onnx_export, "_traced", lambda *a, **k: depths.append(a[2]) or traced(*a, **k))
+    assert onnx_export.trace(read, spec, past=past) == repeated
     assert depths == [2]
     monkeypatch.setattr(layers, "TRACED", 6)
-    assert onnx_export.trace(read, spec) == repeated
+    assert onnx_export.trace(read, spec, past=past) == repeated
     assert depths == [2, 6]
 
 

@@ -1,11 +1,12 @@
 """The layers of a model that are alike: a graph traced with two of them becomes the graph of a deeper model.
 
 Tracing takes time for each layer, and most models are one layer many times. What repeats is found in the traced graph
-itself: both layers must do the same, node by node, each with its own parameters and with what the one before hands on.
-Where they do not, nothing is changed, and the whole model is to be traced. What is computed once for all layers stands
-among the nodes of the first, and belongs to none.
+itself: both layers must do the same, node by node, each with its own parameters, inputs and outputs, and with what the
+one before hands on. Where they do not, nothing is changed, and the whole model is to be traced. What is computed once
+for all layers stands among the nodes of the first, and belongs to none.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +20,13 @@ class _Pair:
     """The first and the second layer, and how they correspond.
 
     Attributes:
-        prefix: what the names of all layers' parameters begin with, before the number of the layer.
+        prefixes: what the names of the layers' parameters, inputs and outputs begin with, before a layer's number.
         first, second: their nodes.
         made_first, made_second: the place (node, output) that each value in them comes from.
         handed: for each place in a layer that the next one takes a value from, what the first layer takes there.
     """
 
-    prefix: str
+    prefixes: tuple[str, ...]
     first: list[Any]
     second: list[Any]
     made_first: dict[Any, tuple[int, int]]
@@ -49,39 +50,54 @@ class _Pair:
             return self.made_first.get(one) == self.made_second.get(other)
         if other in self.made_first:
             return self.handed.setdefault(self.made_first[other], one) is one
-        if one is not None and other is not None and other.name.startswith(f"{self.prefix}1."):
-            return bool(one.name == self.parameter(other, 0))
+        if one is not None and other is not None and _of_layer(other, self.prefixes, 1):
+            return bool(one.name == self.name(other, 0))
         return one is other
 
-    def parameter(self, of_second: Any, layer: int) -> str:
-        """The name in a layer of what is the parameter `of_second` in the second."""
-        return f"{self.prefix}{layer}." + str(of_second.name).removeprefix(f"{self.prefix}1.")
+    def same_outputs(self, outputs: Iterable[Any]) -> bool:
+        """Whether the outputs of the graph that come from the layers are the same of both."""
+        outputs = list(outputs)
+        first = {self.made_first[v]: v.name for v in outputs if v in self.made_first}
+        second = {self.made_second[v]: v for v in outputs if v in self.made_second}
+        return first == {place: self.name(value, 0) for place, value in second.items()} and all(
+            value.name.startswith(_begin(self.prefixes, 1)) for value in second.values()
+        )
+
+    def name(self, of_second: Any, layer: int) -> str:
+        """The name in a layer of what is called as `of_second` in the second."""
+        name = str(of_second.name)
+        prefix = next((p for p in self.prefixes if name.startswith(f"{p}1.")), name)
+        return f"{prefix}{layer}." + name.removeprefix(f"{prefix}1.")
 
 
-def deepen(graph: Any, prefix: str, depth: int) -> bool:
+def deepen(graph: Any, prefixes: tuple[str, ...], depth: int) -> bool:
     """Make a graph of `depth` layers of one of two.
 
     Args:
         graph: an onnx_ir graph whose parameters are initializers; it is changed.
-        prefix: what the names of all layers' parameters begin with, before the number of the layer.
+        prefixes: what the names of the layers' parameters, inputs and outputs begin with, before a layer's number.
         depth: how many layers there shall be, at least two.
 
     Returns:
         Whether both layers are alike; otherwise the graph is as it was.
     """
     nodes = list(graph)
-    begin, middle = (next((i for i, n in enumerate(nodes) if _uses(n, f"{prefix}{k}.")), len(nodes)) for k in (0, 1))
-    first = _dependent(nodes[begin:middle], f"{prefix}0.")
+    begin, middle = (next((i for i, n in enumerate(nodes) if _uses(n, prefixes, k)), len(nodes)) for k in (0, 1))
+    first = _dependent(nodes[begin:middle], prefixes)
     second, after = nodes[middle : middle + len(first)], nodes[middle + len(first) :]
-    pair = _Pair(prefix, first, second, _places(first), _places(second))
+    pair = _Pair(prefixes, first, second, _places(first), _places(second))
     # Nothing behind the second layer may look back to the first, or belong to a layer.
-    strays = any(v in pair.made_first or _of_layer(v, prefix) for node in after for v in node.inputs)
-    outputs = any(v in pair.made_first or v in pair.made_second for v in graph.outputs)
-    if strays or outputs or not first or not after or not pair.alike():
+    strays = any(v in pair.made_first or _of_layer(v, prefixes) for node in after for v in node.inputs)
+    if strays or not first or not after or not pair.same_outputs(graph.outputs) or not pair.alike():
         return False
     last = second
+    given = [(pair.made_second[value], value) for value in graph.outputs if value in pair.made_second]
     for layer in range(TRACED, depth):
         last = _next(graph, pair, layer, last)
+        for (place, output), of_second in given:
+            value = last[place].outputs[output]
+            value.name = pair.name(of_second, layer)
+            graph.outputs.append(value)
     for node in after:
         for index, value in enumerate(node.inputs):
             if value in pair.made_second:
@@ -94,6 +110,7 @@ def _next(graph: Any, pair: _Pair, layer: int, previous: list[Any]) -> list[Any]
     """Put one more layer behind the last one, whose nodes are `previous`."""
     ir = libraries.load("onnx_ir")
     made: list[Any] = []
+    own: dict[str, Any] = {}
 
     def value(of_second: Any) -> Any:
         if of_second in pair.made_second:
@@ -102,12 +119,16 @@ def _next(graph: Any, pair: _Pair, layer: int, previous: list[Any]) -> list[Any]
         if of_second in pair.made_first:
             place, output = pair.made_first[of_second]
             return previous[place].outputs[output]
-        if of_second is None or not of_second.name.startswith(f"{pair.prefix}1."):
+        if of_second is None or not _of_layer(of_second, pair.prefixes, 1):
             return of_second
-        name = pair.parameter(of_second, layer)
-        if name not in graph.initializers:
-            graph.initializers.add(ir.Value(name=name, type=of_second.type, shape=of_second.shape))
-        return graph.initializers[name]
+        name = pair.name(of_second, layer)
+        if name not in own:
+            own[name] = ir.Value(name=name, type=of_second.type, shape=of_second.shape)
+            if of_second.is_initializer():
+                graph.initializers.add(own[name])
+            else:
+                graph.inputs.append(own[name])
+        return own[name]
 
     for node in pair.second:
         copy = ir.Node(
@@ -126,23 +147,30 @@ def _next(graph: Any, pair: _Pair, layer: int, previous: list[Any]) -> list[Any]
     return made
 
 
-def _dependent(nodes: list[Any], prefix: str) -> list[Any]:
-    """Those of the nodes that depend on a parameter of the layer, directly or not."""
+def _dependent(nodes: list[Any], prefixes: tuple[str, ...]) -> list[Any]:
+    """Those of the nodes that depend on a parameter of the first layer, directly or not."""
     made: set[Any] = set()
     dependent = []
     for node in nodes:
-        if _uses(node, prefix) or not made.isdisjoint(node.inputs):
+        if _uses(node, prefixes, 0) or not made.isdisjoint(node.inputs):
             dependent.append(node)
             made.update(node.outputs)
     return dependent
 
 
-def _uses(node: Any, prefix: str) -> bool:
-    return any(_of_layer(value, prefix) for value in node.inputs)
+def _uses(node: Any, prefixes: tuple[str, ...], layer: int) -> bool:
+    return any(_of_layer(value, prefixes, layer) for value in node.inputs)
 
 
-def _of_layer(value: Any, prefix: str) -> bool:
-    return value is not None and value.is_initializer() and value.name.startswith(prefix)
+def _of_layer(value: Any, prefixes: tuple[str, ...], layer: int | None = None) -> bool:
+    """Whether a value is a parameter or an input of a layer, or of any."""
+    if value is None or not (value.is_initializer() or value.is_graph_input()):
+        return False
+    return bool(value.name.startswith(prefixes if layer is None else _begin(prefixes, layer)))
+
+
+def _begin(prefixes: tuple[str, ...], layer: int) -> tuple[str, ...]:
+    return tuple(f"{prefix}{layer}." for prefix in prefixes)
 
 
 def _places(nodes: list[Any]) -> dict[Any, tuple[int, int]]:

@@ -5,14 +5,16 @@ checkpoint of that configuration. `binding` makes a model of it.
 """
 
 import math
+import warnings
 from typing import Any
 
 from omz_tools.cache.stages import Ingredients
 from omz_tools.descriptors.descriptor import Export
-from omz_tools.errors import ConversionError, UnsupportedError
-from omz_tools.export import layers
+from omz_tools.errors import ConversionError
+from omz_tools.export import layers, signatures
 from omz_tools.export.checkpoint import Checkpoint
 from omz_tools.export.pytorch_model import NAMING, configuration, settings, skeleton
+from omz_tools.export.signatures import ATTENTION_OPSET, Signature
 from omz_tools.system import libraries
 
 # Goes up whenever this module makes another graph of the same ingredients.
@@ -21,14 +23,12 @@ FORMAT = 2
 # Where the weights of a skeleton are said to lie. No file is called so: a skeleton is refused wherever it is loaded.
 UNBOUND = "omz_tools:unbound"
 
-# The first operator set with Attention.
-_ATTENTION_OPSET = 23
-_WHOLE, _IN_STEPS = "omz_tools_causal", "omz_tools_causal_in_steps"
+_WHOLE, _IN_STEPS, _MASKED = "omz_tools_causal", "omz_tools_causal_in_steps", "omz_tools_masked"
 
 _LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
-def ingredients(checkpoint: Checkpoint, spec: Export) -> Ingredients:
+def ingredients(checkpoint: Checkpoint, spec: Export, *, past: bool = False) -> Ingredients:
     """All that `trace` depends on, as values that JSON can hold: the same ingredients make the same bytes.
 
     No library is imported for it.
@@ -36,7 +36,7 @@ def ingredients(checkpoint: Checkpoint, spec: Export) -> Ingredients:
     Raises:
         CheckpointError: config.json cannot be used.
     """
-    return {
+    return ({"past": signatures.FORMAT} if past else {}) | {
         "stage": "graph",
         "format": FORMAT,
         "model_class": spec.model_class,
@@ -48,12 +48,14 @@ def ingredients(checkpoint: Checkpoint, spec: Export) -> Ingredients:
     }
 
 
-def trace(checkpoint: Checkpoint, spec: Export) -> bytes:
+def trace(checkpoint: Checkpoint, spec: Export, *, past: bool = False) -> bytes:
     """The model of a checkpoint's config.json as an ONNX graph whose weights have names and shapes and no values.
 
     Args:
         checkpoint: its config.json is read, and the number of its tensors; no weight.
         spec: the model class, names and axes of the input [B, L] and the output [B, L, vocabulary], and the opset.
+        past: whether the graph takes and gives keys and values of all layers as well; `spec` is of
+            `signatures.with_past` then.
 
     Returns:
         A serialized ModelProto. Each parameter of the model is an initializer with the name that it has in PyTorch,
@@ -67,85 +69,56 @@ def trace(checkpoint: Checkpoint, spec: Export) -> bytes:
     naming = NAMING[spec.model_class]
     depth = settings(checkpoint, spec.model_class)[naming.depth]
     _register_attention()
-    graph_model = _traced(checkpoint, spec, min(depth, layers.TRACED))
-    if depth > layers.TRACED and not layers.deepen(graph_model.graph, naming.layers, depth):
-        graph_model = _traced(checkpoint, spec, depth)
+    graph_model = _traced(checkpoint, spec, min(depth, layers.TRACED), past=past)
+    if depth > layers.TRACED and not layers.deepen(graph_model.graph, (naming.layers, *signatures.LAYERS), depth):
+        graph_model = _traced(checkpoint, spec, depth, past=past)
     _finish(graph_model)
     return _serialized(graph_model)
 
 
-def _traced(checkpoint: Checkpoint, spec: Export, depth: int) -> Any:
+def _traced(checkpoint: Checkpoint, spec: Export, depth: int, *, past: bool) -> Any:
     """The model with so many layers as an optimized onnx_ir model, its parameters initializers without values."""
     naming = NAMING[spec.model_class]
-    attention = _WHOLE if spec.opset >= _ATTENTION_OPSET else _IN_STEPS
+    attention = _MASKED if past else _WHOLE if spec.opset >= ATTENTION_OPSET else _IN_STEPS
     config = configuration(checkpoint, spec.model_class, attention, **{naming.depth: depth})
     model = skeleton(config, spec.model_class)
-    graph_model = _export(model, spec, config.n_positions)
+    of_ids = signatures.of_ids_and_past if past else signatures.of_ids
+    graph_model = _export(of_ids(model, spec, config), spec)
     _name_parameters(graph_model.graph, model)
     _optimize(graph_model)
     return graph_model
 
 
-def _export(model: Any, spec: Export, positions: int) -> Any:
+def _export(signature: Signature, spec: Export) -> Any:
     """The model as an onnx_ir model, its parameters tensors on the meta device."""
     torch = libraries.load("torch")
     libraries.load("onnxscript")
-    [ids], [scores] = spec.inputs, spec.outputs
-    batch, length = _axes(spec)
-    # Tracing needs an example; sizes above 1 keep the axes from being taken for constants. For a model of one position
-    # that is one more than it has, which no shape tells.
-    example = torch.ones((2, max(2, min(7, positions))), dtype=torch.int64, device="meta")
-    axes = {0: torch.export.Dim(batch), 1: torch.export.Dim(length, max=max(2, positions))}
     try:
-        program = torch.export.export(_logits_of(model), (example,), dynamic_shapes=(axes,), strict=False)
-        # Given again: the exporter takes the names of the axes from here, and would call them s31 and s81 otherwise.
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=spec.opset,
-            input_names=[ids.name],
-            output_names=[scores.name],
-            dynamic_shapes=(axes,),
-            optimize=False,  # fails on tensors without values
-            verbose=False,
-        )
+        program = torch.export.export(signature.module, signature.examples, dynamic_shapes=signature.axes, strict=False)
+        with warnings.catch_warnings():
+            # For each axis that an input shares with the one before it.
+            warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+            # The axes given again: the exporter takes their names from here, and would call them s31 and s81 otherwise.
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=spec.opset,
+                input_names=signature.inputs,
+                output_names=signature.outputs,
+                dynamic_shapes=signature.axes,
+                optimize=False,  # fails on tensors without values
+                verbose=False,
+            )
     except Exception as error:
         raise ConversionError(f"PyTorch could not export the model: {libraries.reason(error)}") from error
     return exported.model
 
 
-def _axes(spec: Export) -> tuple[str, str]:
-    match spec.inputs[0].shape:
-        case (str(batch), str(length)) if batch != length:
-            return batch, length
-        case shape:
-            raise UnsupportedError(
-                f"the input {spec.inputs[0].name!r} has the axes {list(shape)}",
-                hint="A model is exported with two dynamic axes, each a word of its own: [B, L].",
-            )
-
-
-def _logits_of(model: Any) -> Any:
-    torch = libraries.load("torch")
-
-    class Logits(torch.nn.Module):  # type: ignore[misc, name-defined]
-        """Token ids in, prediction scores out."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: Any) -> Any:
-            return self.model(input_ids=ids, use_cache=False).logits
-
-    return Logits()
-
-
 def _register_attention() -> None:
     """Causal attention in two forms: one operator, which the exporter and OpenVINO keep; and steps for older opsets.
 
-    transformers would otherwise build a mask from the positions in the graph of every model. It builds none for an
-    attention without a mask function.
+    With a past it is one operator, too, and takes the mask that it is given. transformers would otherwise build a mask
+    from the positions in the graph of every model. It builds none for an attention without a mask function.
     """
     torch, transformers = libraries.load("torch"), libraries.load("transformers")
     masking = libraries.load("transformers.masking_utils")
@@ -154,6 +127,9 @@ def _register_attention() -> None:
         # PyTorch knows the shape of its result; scaled_dot_product_attention would be traced step by step to find it.
         attended = torch.onnx.ops.attention(query, key, value, is_causal=True, scale=scaling)[0]
         return attended.transpose(1, 2), None
+
+    def masked(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **_: Any) -> Any:
+        return torch.onnx.ops.attention(query, key, value, mask, scale=scaling)[0].transpose(1, 2), None
 
     def in_steps(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **_: Any) -> Any:
         scores = torch.matmul(query, key.transpose(2, 3)) * scaling + mask
@@ -166,6 +142,7 @@ def _register_attention() -> None:
         return torch.where(later, -math.inf, 0.0)
 
     transformers.AttentionInterface.register(_WHOLE, whole)
+    transformers.AttentionInterface.register(_MASKED, masked)
     transformers.AttentionInterface.register(_IN_STEPS, in_steps)
     masking.AttentionMaskInterface.register(_IN_STEPS, one_mask)
 
