@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 # Files whose tests convert again and again. They begin first, so that at the end no processor waits for one of them.
 LONG = (
     "test_faults_conversion", "test_conversion", "test_repeated_conversion", "test_onnx_export", "test_full_size",
-    "test_own_model", "test_model_optimizer", "test_staging", "test_ir", "test_wheel",
+    "test_own_model", "test_stateful", "test_model_optimizer", "test_staging", "test_ir", "test_wheel",
 )  # fmt: skip
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

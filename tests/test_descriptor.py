@@ -292,11 +292,12 @@ def test_what_does_not_fit_together_is_reported_beside_wrong_values_and_refused_
     text = changed("precisions: [FP16, FP32]", "precisions: [FP32, FP32, INT8]", text)
     text = changed("model_class: GPT2LMHeadModel", "model_class: os.system", text)
     bound = "{precision: FP16, difference: 1.0, divergence: 1.0, reason: why}"
-    text += f"bounds: [{bound}, {bound}]\n"
+    text += f"bounds: [{bound}, {bound}]\nvariants: [stateful, stateless, stateful]\n"
     text = changed("shape: [B, L, 7]", "shape: [B]", text)
     said = "\n".join(what for _, _, what in mistakes(path, f"{text}quantizable: &q no\n"))
     for part in ("twice (capitals", "FP32 stands here twice", "bounds of FP16 stand here twice", "FP16-INT8",
-                 "GPT2LMHeadModel", "its first two axes", "an anchor (&q)", "'no' does not mean"):  # fmt: skip
+                 "stateful stands here twice", "'stateless'", "GPT2LMHeadModel", "its first two axes",
+                 "an anchor (&q)", "'no' does not mean"):  # fmt: skip
         assert part in said
 
 

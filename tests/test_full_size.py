@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import checkpoints
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 import transformers
 from conftest import BIN, Converted
 from test_info_dumper import agrees, specification
+from test_onnx_export import export
+from test_stateful import greedy, greedy_by_transformers
 
-from omz_tools.export import checkpoint
+from omz_tools.export import binding, checkpoint, ir, onnx_export, signatures
 
 PARAMETERS = 124_439_808
 SHAPES = [(1, 1), (2, 7), (1, 1024)]
@@ -90,6 +93,18 @@ def test_logits_equal_pytorch(
         assert outputs[shape].dtype == np.float32
         assert outputs[shape].shape == (*shape, 50257)
         assert np.abs(outputs[shape] - wanted).max() < bound
+
+
+def test_greedy_text_of_the_model_with_a_state_is_that_of_transformers(full_size: Converted, tmp_path: Path) -> None:
+    read = checkpoint.load(full_size.folder / "gpt2")
+    spec = signatures.with_past(export(checkpoints.GPT2))
+    onnx_path, xml = full_size.folder / "past.onnx", tmp_path / "openvino_model.xml"
+    binding.bind(onnx_export.trace(read, spec, past=True), read, spec, onnx_path)
+    ir.convert(onnx_path, "gpt-2", {"FP32": xml}, state=True)
+    onnx_path.unlink()
+    assert xml.with_suffix(".bin").stat().st_size == pytest.approx(PARAMETERS * 4, rel=1e-4)
+    ids = np.random.default_rng(6).integers(0, 50257, (1, 12))
+    assert greedy(xml, ids, 200) == greedy_by_transformers(read.folder, ids, 200)
 
 
 # What Open Model Zoo's page of gpt-2 says of its converted model at [1, 1024].

@@ -33,6 +33,7 @@ class Difference(Struct, frozen=True):
             token from PyTorch's.
         top_token: the share of the positions at which the most likely token is PyTorch's.
         top_five: the share of PyTorch's five most likely tokens that are among the five of the file.
+        runs: in how many runs the input was given; where there are several, the file kept its state between them.
     """
 
     batch: int
@@ -43,6 +44,7 @@ class Difference(Struct, frozen=True):
     divergence: float
     top_token: float
     top_five: float
+    runs: int = 1
 
 
 class Edge(Struct, frozen=True):

@@ -1,6 +1,7 @@
 """omz_converter: turn downloaded models into OpenVINO IR, proven equal to PyTorch."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from omz_tools.commands import jobs
 from omz_tools.commands.arguments import Parser, precisions, run, size
 from omz_tools.conversion import pipeline, planning
 from omz_tools.conversion.pipeline import Outcome
-from omz_tools.conversion.planning import ONNX, Wish
+from omz_tools.conversion.plans import Wish
+from omz_tools.descriptors.descriptor import VARIANTS
 from omz_tools.descriptors.zoo import Entry
 from omz_tools.errors import context
 from omz_tools.export import model_optimizer
@@ -29,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_selection()
     parser.add_places("where to put the results")
     parser.add_cache()
+    parser.add_argument(
+        "--variant", choices=VARIANTS,
+        help="make this, too; stateful: what OpenVINO GenAI runs, a folder with its tokenizer (default: the model's)",
+    )  # fmt: skip
     parser.add_argument(
         "--opset", type=_opset, metavar="N", help="version of the ONNX operator set, 18 to 23 (default: the model's)"
     )
@@ -76,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.download_dir,
             args.output_dir or args.download_dir,
             precisions(args.precisions),
+            variants=(args.variant,) if args.variant else None,
             opset=args.opset,
             optimizer=model_optimizer.find(args.python, args.mo, args.add_mo_arg) if by_optimizer else None,
             verify=args.verify,
@@ -115,11 +122,15 @@ def _opset(text: str) -> int:
 def _table(outcomes: Iterable[Outcome]) -> str:
     rows = [("file", "size", "precision", "difference to PyTorch", "how")]
     for outcome in outcomes:
-        precision = "FP32" if outcome.output.what == ONNX else outcome.output.what
+        output = outcome.output
+        precision = output.precision or "FP32"
         largest = max(d.largest for d in outcome.proof.differences) if outcome.proof else None
         difference = "not compared" if largest is None else f"{largest:.1e}"
-        for name, path in outcome.output.paths.items():
-            rows.append((str(path), size_text(outcome.files[name].size), precision, difference, outcome.how))
+        sizes = {str(path): outcome.files[name].size for name, path in output.paths.items()}
+        if output.variant:
+            sizes = {f"{output.path.parent}{os.sep}": sum(sizes.values())}
+        for path, length in sizes.items():
+            rows.append((path, size_text(length), precision, difference, outcome.how))
     return columns(rows)
 
 

@@ -12,18 +12,20 @@ import msgspec
 from omz_tools.cache import record
 from omz_tools.cache.record import Made, Proof, Record, Seen
 from omz_tools.cache.results import Kept, Results
-from omz_tools.conversion.planning import ONNX, Output, Plan, each
+from omz_tools.conversion.planning import each
+from omz_tools.conversion.plans import Output, Plan, Way
 from omz_tools.conversion.proving import Proving
-from omz_tools.descriptors.descriptor import Precision
+from omz_tools.descriptors.descriptor import Precision, Variant
+from omz_tools.descriptors.kinds import ONNX
 from omz_tools.errors import DiskError
-from omz_tools.export import binding, ir, model_optimizer, onnx_export, values
+from omz_tools.export import binding, ir, model_optimizer, onnx_export, tokenizer_ir, values
 from omz_tools.export.pytorch_model import NAMING
 from omz_tools.progress.reporting import Reporter
 from omz_tools.proof import differences, manifest, reference, verify
 from omz_tools.system import libraries
 from omz_tools.system.files import disk_errors, room_for
 from omz_tools.system.staging import Staging, sweep
-from omz_tools.system.workers import Worker, Workers
+from omz_tools.system.workers import Pending, Worker, Workers
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter
         plan.inputs.verified()
         sweep(folder)
         outcomes = [Outcome(o, "in place", o.made.files, o.made.proof) for o in plan.outputs if o.made]
-        _keep(plan, results, b"", outcomes, {}, reporter)
+        _keep(plan, results, {}, outcomes, {}, reporter)
         return outcomes
     at_a_time = 2 if workers.allow(_memory(plan, 2)) else 1
     need = _memory(plan, at_a_time)
@@ -147,30 +149,47 @@ class _Run:
     def all(self) -> list[Outcome]:
         plan = self._plan
         todo = [output for output in plan.stale if output.what != ONNX and not self._is_cached(output)]
-        room_for(plan.folder, sum(int(_SHARES[output.what] * plan.checkpoint.size) for output in todo))
-        graph = self._results.read(plan.graph) if plan.onnx.stale else b""
-        maker = self._hire() if todo or plan.onnx.stale else None
-        pytorch = self._hire() if graph is None else None
-        tracing = pytorch.begin(onnx_export.trace, plan.checkpoint, plan.spec) if pytorch else None
+        self._room_for(todo)
+        # The contract's IRs are made of the ONNX model, which may be in place; a variant's of one that is not kept.
+        made = {output.variant for output in todo if output.variant} | ({None} if plan.onnx.stale else set())
+        graphs = {way.variant: self._results.read(way.graph) for way in plan.ways if way.variant in made}
+        untraced = [way for way in plan.ways if way.variant in made and graphs[way.variant] is None]
+        maker = self._hire() if todo or made else None
+        pytorch = self._hire() if untraced else None
+        tracing = {
+            way.variant: pytorch.begin(onnx_export.trace, plan.checkpoint, way.spec, past=way.variant is not None)
+            for way in untraced
+            if pytorch
+        }
         if plan.verify != "off" and (todo or pytorch):
             # Behind the trace in the same process, where PyTorch is loaded; the IRs are made meanwhile.
             self._proving.refer(pytorch)
         # Beside what uses the same weights meanwhile; nothing is compared or published before it says yes.
         values_are_right = self._check_values(todo) if maker else None
-        if tracing and pytorch:
-            self._reporter.section("Exporting PyTorch to ONNX")
-            if maker:
-                maker.begin(libraries.warm, "onnx", "openvino")
-            graph = tracing.result()
-            if plan.verify == "off":
-                pytorch.end()
-        if maker and values_are_right:
-            self._make(maker, graph or b"", todo, values_are_right)
+        if tracing and maker:
+            maker.begin(libraries.warm, "onnx", "openvino")
+        for way in plan.ways:
+            if way.variant in tracing:
+                self._reporter.section(f"Exporting PyTorch to ONNX{_named(way)}")
+                graphs[way.variant] = tracing[way.variant].result()
+            if maker and values_are_right:
+                mine = [output for output in todo if output.variant == way.variant]
+                self._make(maker, way, graphs.get(way.variant) or b"", mine, values_are_right)
+        if pytorch and plan.verify == "off":
+            pytorch.end()
         self._prove(todo, maker)
         plan.inputs.verified()
         outcomes = [self._outcome(output) for output in plan.outputs]
-        _keep(plan, self._results, graph or b"", outcomes, self._places, self._reporter)
+        _keep(plan, self._results, graphs, outcomes, self._places, self._reporter)
         return outcomes
+
+    def _room_for(self, todo: list[Output]) -> None:
+        """Raise DiskError if what is to be made would not fit on the disk."""
+        plan = self._plan
+        shares = sum(_SHARES[output.precision] for output in todo if output.precision)
+        if not plan.onnx.ingredients["refers"]:
+            shares += any(output.variant for output in todo)  # an ONNX model with the weights in it, for a while
+        room_for(plan.folder, int(shares * plan.checkpoint.size))
 
     def _is_cached(self, output: Output) -> bool:
         if not self._results.take(output.ingredients, {name: self._places[name] for name in output.paths}):
@@ -194,25 +213,34 @@ class _Run:
 
         return are_right
 
-    def _make(self, maker: Worker, graph: bytes, todo: list[Output], values_are_right: Callable[[], None]) -> None:
+    def _make(
+        self, maker: Worker, way: Way, graph: bytes, todo: list[Output], values_are_right: Callable[[], None]
+    ) -> None:
         plan, onnx = self._plan, self._at(self._plan.onnx)
-        if plan.onnx.stale:
-            maker.call(binding.bind, graph, plan.checkpoint, plan.spec, onnx)
-        making = None
+        if way.variant and graph:
+            onnx = self._staging.temporary(plan.onnx.path)
+        if graph:
+            maker.call(binding.bind, graph, plan.checkpoint, way.spec, onnx)
+        making: list[Pending[None]] = []
         targets: dict[Precision, Path] = {o.precision: self._at(o) for o in todo if o.precision}
         if todo:
             self._reporter.section(f"Converting ONNX to OpenVINO IR ({', '.join(output.what for output in todo)})")
             if not plan.optimizer:
-                making = maker.begin(ir.convert, onnx, plan.model.name, targets, todo[0].ingredients["about"])
+                about, state = todo[0].ingredients["about"], way.variant is not None
+                making.append(maker.begin(ir.convert, onnx, plan.model.name, targets, about, state=state))
+            if way.variant:
+                present = list(plan.model.descriptor.checkpoint_files)
+                folders = [xml.parent for xml in targets.values()]
+                making.append(maker.begin(tokenizer_ir.write, plan.checkpoint.folder, present, folders))
         values_are_right()
-        if plan.verify == "quick":
+        if plan.verify == "quick" and way.variant is None:
             # The full proof would wait for PyTorch here, for long.
             self._proving.compare(plan.onnx)
         if plan.optimizer and todo:
             described = plan.model.descriptor.input_info
             model_optimizer.convert(onnx, plan.model.name, targets, plan.spec, described, plan.optimizer)
-        if making:
-            making.result()
+        for made in making:
+            made.result()
 
     def _prove(self, todo: list[Output], maker: Worker | None) -> None:
         """Have all outputs compared with PyTorch whose proof is not known; without a proof, see to their contracts."""
@@ -266,7 +294,7 @@ class _Run:
 def _keep(
     plan: Plan,
     results: Results,
-    graph: bytes,
+    graphs: Mapping[Variant | None, bytes | None],
     outcomes: Iterable[Outcome],
     places: Mapping[str, Path],
     reporter: Reporter,
@@ -282,11 +310,16 @@ def _keep(
             results.keep_bytes(outcome.proof.ingredients, "proof.json", msgspec.json.encode(outcome.proof))
 
     try:
-        if graph and not results.find(plan.graph):
-            results.keep_bytes(plan.graph, "graph.onnx", graph)
+        for way in plan.ways:
+            if (graph := graphs.get(way.variant)) and not results.find(way.graph):
+                results.keep_bytes(way.graph, "graph.onnx", graph)
         each(keep, outcomes)
     except DiskError as error:
         reporter.note(f"... not kept in the cache: {error.what}")
+
+
+def _named(way: Way) -> str:
+    return f" ({way.variant})" if way.variant else ""
 
 
 def _kept(seen: Seen) -> Kept:
@@ -294,7 +327,7 @@ def _kept(seen: Seen) -> Kept:
 
 
 # What an IR takes at least, as a part of the weights: masks, which checkpoints hold, do not get into it.
-_SHARES = {"FP16": 0.4, "FP32": 0.8}
+_SHARES: dict[Precision, float] = {"FP16": 0.4, "FP32": 0.8}
 
 
 def _memory(plan: Plan, at_a_time: int) -> int:

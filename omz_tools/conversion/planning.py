@@ -1,13 +1,11 @@
 """What a conversion is about to do: which outputs are in place and right, which are to be made, and why."""
 
 import contextlib
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -16,151 +14,21 @@ from omz_tools.cache.record import Made, Proof, Record, Seen
 from omz_tools.cache.results import Results
 from omz_tools.cache.stages import Ingredients
 from omz_tools.conversion.inputs import Inputs
-from omz_tools.descriptors.descriptor import PRECISIONS, Bound, Export, Precision
+from omz_tools.conversion.plans import Output, Plan, Way, Wish, plain
+from omz_tools.descriptors.descriptor import Export, Precision
+from omz_tools.descriptors.kinds import ONNX, name_of
 from omz_tools.descriptors.zoo import Model
 from omz_tools.errors import UnsupportedError
-from omz_tools.export import binding, checkpoint, ir, model_optimizer, onnx_export
+from omz_tools.export import binding, checkpoint, ir, model_optimizer, onnx_export, signatures, tokenizer_ir
 from omz_tools.export.checkpoint import Checkpoint
 from omz_tools.export.model_optimizer import ModelOptimizer
-from omz_tools.proof import differences, manifest, verify
+from omz_tools.proof import manifest
 from omz_tools.system.files import PROCESSORS, disk_errors
 
-ONNX = "ONNX"
+_MOST_NAMED = 3
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-Verify = Literal["off", "quick", "full"]
-Check = Literal["hash", "stat"]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is asked for.
-
-    Attributes:
-        download_dir: where omz_downloader put the tree of models.
-        output_dir: where the tree of converted models begins; may be the same.
-        precisions: those asked for, of which a model's own are made.
-        opset: version of the ONNX operator set; None for the descriptor's.
-        optimizer: the Model Optimizer that makes the IRs; None for OpenVINO's converter of today.
-        verify: whether the results are compared with PyTorch, at a few shapes or at all that matter.
-        check: whether files that are in place are hashed, or taken for what they were while size, modification time and
-            inode are the same.
-        force: make everything again.
-    """
-
-    download_dir: Path
-    output_dir: Path
-    precisions: tuple[str, ...]
-    opset: int | None = None
-    optimizer: ModelOptimizer | None = None
-    verify: Verify = "quick"
-    check: Check = "hash"
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class Output:
-    """The ONNX model, or the IR of one precision.
-
-    Attributes:
-        what: "ONNX", or the precision.
-        paths: its files by name, the one that stands for all of them first.
-        ingredients: what it depends on.
-        stale: why it is to be made; empty while it is in place and right.
-        made: what is known of it while it is in place.
-    """
-
-    what: str
-    paths: dict[str, Path]
-    ingredients: Ingredients
-    stale: str
-    made: Made | None
-
-    @property
-    def path(self) -> Path:
-        return next(iter(self.paths.values()))
-
-    @property
-    def precision(self) -> Precision | None:
-        """Of an IR."""
-        return next((precision for precision in PRECISIONS if precision == self.what), None)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What there is to do for one model.
-
-    Attributes:
-        model: what to convert.
-        spec: how.
-        checkpoint: what it is made from.
-        sources: the digests of the checkpoint's files by name.
-        graph: what the graph depends on.
-        folder: where the outputs go.
-        known: the record of what was made there before.
-        inputs: the downloaded files.
-        outputs: what is asked for.
-        optimizer: the Model Optimizer that makes the IRs, if one does.
-        verify: whether and how the outputs are compared with PyTorch.
-    """
-
-    model: Model
-    spec: Export
-    checkpoint: Checkpoint
-    sources: dict[str, str]
-    graph: Ingredients
-    folder: Path
-    known: Record
-    inputs: Inputs
-    outputs: tuple[Output, ...]
-    optimizer: ModelOptimizer | None
-    verify: Verify
-
-    @property
-    def onnx(self) -> Output:
-        return self.outputs[0]
-
-    @property
-    def stale(self) -> list[Output]:
-        return [output for output in self.outputs if output.stale]
-
-    @property
-    def unproven(self) -> list[Output]:
-        """The outputs in place that are to be compared with PyTorch."""
-        if self.verify == "off":
-            return []
-        return [o for o in self.outputs if o.made and not (o.made.proof and self.proves(o.made.proof, o, o.made.files))]
-
-    @property
-    def is_done(self) -> bool:
-        return not self.stale and not self.unproven
-
-    def bound(self, what: str) -> Bound:
-        """How far an output may be from PyTorch; `what` is "ONNX" or a precision."""
-        precision = "FP32" if what == ONNX else what
-        of_model = [bound for bound in self.model.descriptor.bounds if bound.precision == precision]
-        return of_model[0] if of_model else differences.BOUNDS[precision]
-
-    def proof_of(self, output: Output, seen: Mapping[str, Seen], *, full: bool) -> Ingredients:
-        """What the proof of an output depends on, whose files are as `seen`."""
-        positions = self.checkpoint.config["n_positions"]
-        made = verify.ingredients(self.spec, output.what, self.bound(output.what), positions, full=full)
-        digests = {name: file.digest for name, file in seen.items()}
-        return _plain(made | {"files": digests, "checkpoint": self.sources})
-
-    def enough(self, output: Output, seen: Mapping[str, Seen]) -> list[Ingredients]:
-        """Of the proofs that would do for an output whose files are as `seen`, what they depend on: the full one last.
-
-        Each is made as it would be made now.
-        """
-        kinds = (True,) if self.verify == "full" else (False, True)
-        return [self.proof_of(output, seen, full=full) for full in kinds]
-
-    def proves(self, proof: Proof, output: Output, seen: Mapping[str, Seen]) -> bool:
-        """Whether a proof is one of these files that would do."""
-        return proof.ingredients in self.enough(output, seen)
 
 
 @contextlib.contextmanager
@@ -194,41 +62,72 @@ def _plan(model: Model, wish: Wish, spec: Export, chosen: list[Precision], known
         spec = msgspec.structs.replace(spec, opset=opset)
     source, folder = wish.download_dir / model.subdirectory, wish.output_dir / model.subdirectory
     read = checkpoint.load(source / spec.checkpoint, model.descriptor.checkpoint_files)
-    sources = _sources(read, source, inputs.seen)
-    graph = _plain(onnx_export.ingredients(read, spec))
-    onnx, irs = _targets(model, folder, chosen)
-    about = _about(model, sources)
-    of_all = {"graph": graph, "checkpoint": sources}
-    wanted: list[tuple[str, tuple[Path, ...], Ingredients]] = [
-        (ONNX, (onnx,), _plain(binding.ingredients(read, onnx) | of_all))
+
+    def digests(names: Iterable[str]) -> dict[str, str]:
+        """Of files in the checkpoint's folder."""
+        pinned = {source / name: seen.digest for name, seen in inputs.seen.items()}
+        paths = {name: read.folder / name for name in names}
+        return {name: pinned.get(path) or record.look_at(path).digest for name, path in paths.items()}
+
+    sources = digests(read.files)
+    ways = tuple(_ways(model, wish, spec, read))
+    outputs = [
+        _look_at_output(what, {str(p.relative_to(folder)): p for p in paths}, plain(ingredients), known, wish)
+        for way in ways
+        for what, paths, ingredients in _wanted(model, way, chosen, read, folder, sources, digests, tool)
     ]
-    for p, paths in irs.items():
-        made_by = model_optimizer.ingredients(model.name, p, tool) if tool else ir.ingredients(model.name, p, about)
-        wanted.append((p, paths, _plain(made_by | of_all)))
-    outputs = tuple(
-        _look_at_output(what, {str(p.relative_to(folder)): p for p in paths}, ingredients, known, wish)
-        for what, paths, ingredients in wanted
-    )
-    return Plan(model, spec, read, sources, graph, folder, known, inputs, outputs, tool, wish.verify)
+    return Plan(model, ways, read, sources, folder, known, inputs, tuple(outputs), tool, wish.verify)
 
 
-def _plain(ingredients: Ingredients) -> Ingredients:
-    """As they come back from a file."""
-    plain: Ingredients = json.loads(json.dumps(ingredients))
-    return plain
+def _wanted(
+    model: Model,
+    way: Way,
+    chosen: Iterable[Precision],
+    read: Checkpoint,
+    folder: Path,
+    sources: dict[str, str],
+    digests: Callable[[Iterable[str]], dict[str, str]],
+    tool: ModelOptimizer | None,
+) -> Iterator[tuple[str, list[Path], Ingredients]]:
+    """The outputs that are made in one way: what each is called, its files, and what it depends on."""
+    made_of: Ingredients = {"graph": way.graph, "checkpoint": sources}
+    about = _about(model, sources)
+    if way.variant:
+        present = model.descriptor.checkpoint_files
+        names = tokenizer_ir.names(present)
+        made_of |= {"tokenizer": tokenizer_ir.ingredients(), "copied": digests(tokenizer_ir.copied(present))}
+    else:
+        # In Open Model Zoo's layout.
+        names = [f"{model.name}.xml", f"{model.name}.bin"]
+        onnx = folder / f"{model.name}.onnx"
+        yield ONNX, [onnx], binding.ingredients(read, onnx) | made_of
+    for p in chosen:
+        what = name_of(p, way.variant)
+        if tool:
+            made_by = model_optimizer.ingredients(model.name, p, tool)
+        else:
+            made_by = ir.ingredients(model.name, p, about, state=way.variant is not None)
+        yield what, [folder / what / name for name in names], made_by | made_of
+
+
+def _ways(model: Model, wish: Wish, spec: Export, read: Checkpoint) -> Iterator[Way]:
+    """How the contract's outputs are made, and those of the variants."""
+    yield Way(None, spec, plain(onnx_export.ingredients(read, spec)))
+    if wish.optimizer and wish.variants:
+        raise UnsupportedError(
+            f"Model Optimizer makes no IR of the variant {' and '.join(wish.variants)}",
+            hint="Leave out --variant, or -p/--python and --mo.",
+        )
+    by_descriptor = () if wish.optimizer else model.descriptor.variants
+    for variant in by_descriptor if wish.variants is None else wish.variants:
+        kept = signatures.with_past(spec)
+        yield Way(variant, kept, plain(onnx_export.ingredients(read, kept, past=True)))
 
 
 def each(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """Work on all items at once, which is faster where the work is hashing."""
     with ThreadPoolExecutor(PROCESSORS) as pool:
         return list(pool.map(work, items))
-
-
-def _sources(read: Checkpoint, folder: Path, inputs: Mapping[str, Seen]) -> dict[str, str]:
-    """The digests of the files that a checkpoint consists of."""
-    pinned = {folder / name: seen.digest for name, seen in inputs.items()}
-    paths = {name: read.folder / name for name in read.files}
-    return {name: pinned.get(path) or record.look_at(path).digest for name, path in paths.items()}
 
 
 def _about(model: Model, sources: Mapping[str, str]) -> dict[str, str]:
@@ -240,14 +139,6 @@ def _about(model: Model, sources: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _targets(
-    model: Model, folder: Path, precisions: Iterable[Precision]
-) -> tuple[Path, dict[Precision, tuple[Path, Path]]]:
-    """The ONNX file, and the .xml and .bin of each precision, in Open Model Zoo's layout."""
-    irs = {p: (folder / p / f"{model.name}.xml", folder / p / f"{model.name}.bin") for p in precisions}
-    return folder / f"{model.name}.onnx", irs
-
-
 def _look_at_output(what: str, paths: dict[str, Path], ingredients: Ingredients, known: Record, wish: Wish) -> Output:
     made = known.outputs.get(what)
     stale = _staleness(paths, ingredients, made, wish)
@@ -257,7 +148,13 @@ def _look_at_output(what: str, paths: dict[str, Path], ingredients: Ingredients,
 def _staleness(paths: dict[str, Path], ingredients: Ingredients, made: Made | None, wish: Wish) -> str:
     """Why an output is to be made; empty if it is in place, and as it was made from the same."""
     if missing := [path.name for path in paths.values() if not path.exists()]:
-        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there"
+        few = len(missing) <= _MOST_NAMED
+        names = (
+            " and ".join(missing)
+            if few
+            else f"{', '.join(missing[:_MOST_NAMED])} and {len(missing) - _MOST_NAMED} more"
+        )
+        return f"{names} {'is' if len(missing) == 1 else 'are'} not there"
     if wish.force:
         return "--force"
     if not made or made.files.keys() != paths.keys():
@@ -278,10 +175,11 @@ def _staleness(paths: dict[str, Path], ingredients: Ingredients, made: Made | No
 
 def describe(plan: Plan, results: Results, note: Callable[[str], None]) -> None:
     """Say which stages `carry_out` would run, and why."""
-    graph_needed = bool(plan.onnx.stale)
-    if graph_needed:
-        way = "would take it from the cache" if results.find(plan.graph) else f"would trace {plan.spec.model_class}"
-        note(f"graph (opset {plan.spec.opset}): {way}")
+    for way in plan.ways:
+        made = [o for o in plan.stale if o.variant == way.variant]
+        if plan.onnx.stale if way.variant is None else any(not results.find(output.ingredients) for output in made):
+            how = "would take it from the cache" if results.find(way.graph) else f"would trace {way.spec.model_class}"
+            note(f"{f'{way.variant} ' if way.variant else ''}graph (opset {way.spec.opset}): {how}")
     for output in plan.outputs:
         if not output.stale:
             note(f"{output.path}: in place")

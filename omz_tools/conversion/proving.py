@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omz_tools.cache.record import Edge, Proof, Seen
 from omz_tools.cache.results import Results
-from omz_tools.conversion.planning import Output, Plan, proof_in
+from omz_tools.conversion.planning import proof_in
+from omz_tools.conversion.plans import Output, Plan
 from omz_tools.errors import ConversionError
 from omz_tools.proof import reference, verify
 from omz_tools.proof.differences import Figure

@@ -14,6 +14,11 @@ Precision = Literal["FP16", "FP16-INT1", "FP16-INT8", "FP32", "FP32-INT1", "FP32
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CONVERTIBLE: tuple[Precision, ...] = ("FP16", "FP32")
 
+# What a model is converted to beside the IRs of the contract: "stateful" has the inputs and outputs of OpenVINO GenAI,
+# and keeps what the attention needs of the tokens before from run to run.
+Variant = Literal["stateful"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
 # Classes of transformers that the exporter may build. A descriptor chooses from these and can name no other code.
 ModelClass = Literal["GPT2LMHeadModel"]
 Framework = Literal["caffe", "dldt", "mxnet", "onnx", "paddle", "pytorch", "tf"]
@@ -286,7 +291,10 @@ class Accuracy(Struct, frozen=True):
 
 
 class Descriptor(Struct, frozen=True):
-    """All that model.yml says. Keys of Open Model Zoo keep their meaning; those it executed are kept as data only."""
+    """All that model.yml says. Keys of Open Model Zoo keep their meaning; those it executed are kept as data only.
+
+    `variants` are made unasked, beside the contract's IRs.
+    """
 
     description: Text
     task_type: Annotated[str, Meta(pattern=r"^[a-z0-9_]+$")]
@@ -295,6 +303,7 @@ class Descriptor(Struct, frozen=True):
     framework: Framework = "dldt"
     export: Export | None = None
     precisions: tuple[Precision, ...] = CONVERTIBLE
+    variants: tuple[Variant, ...] = ()
     bounds: tuple[Bound, ...] = ()
     specification: Specification | None = None
     accuracy: tuple[Accuracy, ...] = ()

@@ -54,12 +54,13 @@ def _contradictions(root: Node) -> list[Mistake]:
     Found on the nodes, so that it is reported beside mistakes in single values; parts that have these are passed over.
     """
     found = _name_contradictions(root)
-    seen: set[Any] = set()
-    for node in root.items("precisions"):
-        if isinstance(node.value, str):
-            if node.value in seen:
-                found.append(node.mistake(f"{node.value} stands here twice"))
-            seen.add(node.value)
+    for key in ("precisions", "variants"):
+        seen: set[Any] = set()
+        for node in root.items(key):
+            if isinstance(node.value, str):
+                if node.value in seen:
+                    found.append(node.mistake(f"{node.value} stands here twice"))
+                seen.add(node.value)
     bounded = [entry.at("precision") for entry in root.items("bounds")]
     for place, node in enumerate(bounded):
         if node.value in [earlier.value for earlier in bounded[:place]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from omz_tools.conversion import planning
-from omz_tools.conversion.planning import ONNX, Output, Plan
+from omz_tools.conversion import planning, plans
+from omz_tools.conversion.plans import Output, Plan
 from omz_tools.descriptors.descriptor import Accuracy
+from omz_tools.descriptors.kinds import ONNX
 from omz_tools.descriptors.zoo import Model
 from omz_tools.download.pinned import Means
 from omz_tools.errors import AccuracyError, CheckpointError, MissingError, SelectionError, UnsupportedError
@@ -119,7 +120,7 @@ def measure(model: Model, wish: Wish, means: Means, workers: Workers, reporter: 
         OmzError: of the stage that failed.
     """
     reporter.section(f"Checking {files_text(len(model.descriptor.files))}")
-    wanted = planning.Wish(wish.download_dir, wish.output_dir, wish.precisions, verify="off")
+    wanted = plans.Wish(wish.download_dir, wish.output_dir, wish.precisions, variants=(), verify="off")
     plan = planning.plan(model, wanted)
     subjects = _subjects(plan, wish, reporter)
     tokenizer.files(plan.checkpoint.folder)

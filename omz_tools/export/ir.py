@@ -1,9 +1,8 @@
 """ONNX to OpenVINO IR, in each precision that is asked for."""
 
 import math
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,15 +10,16 @@ from typing import Any
 from omz_tools.cache.stages import Ingredients
 from omz_tools.descriptors.descriptor import Precision
 from omz_tools.errors import ConversionError
+from omz_tools.export import nodes, stateful
 from omz_tools.system import libraries
 
 # Goes up whenever this module makes another IR of the same ingredients.
 FORMAT = 2
 
 
-def ingredients(name: str, precision: Precision, about: Mapping[str, str]) -> Ingredients:
+def ingredients(name: str, precision: Precision, about: Mapping[str, str], *, state: bool = False) -> Ingredients:
     """What the IR of a model depends on besides the graph and the checkpoint."""
-    return {
+    return ({"state": stateful.FORMAT} if state else {}) | {
         "stage": "ir",
         "format": FORMAT,
         "name": name,
@@ -29,12 +29,13 @@ def ingredients(name: str, precision: Precision, about: Mapping[str, str]) -> In
     }
 
 
-# A name that OpenVINO makes up: the type of a node, and a count that runs through the whole process.
-_MADE_UP = re.compile(r"[A-Z][A-Za-z0-9]*_\d+")
-
-
 def convert(
-    onnx_path: Path, name: str, targets: Mapping[Precision, Path], about: Mapping[str, str] = MappingProxyType({})
+    onnx_path: Path,
+    name: str,
+    targets: Mapping[Precision, Path],
+    about: Mapping[str, str] = MappingProxyType({}),
+    *,
+    state: bool = False,
 ) -> None:
     """Write the IR of an ONNX model once for each precision.
 
@@ -50,16 +51,19 @@ def convert(
         name: what the model is called.
         targets: the .xml to write for each precision; the .bin goes beside it.
         about: what each .xml shall say of the model, in the part "omz_tools" of its rt_info.
+        state: whether the model has a past, to be kept in the IR as its state; in the precision that it asks for.
 
     Raises:
         ConversionError: OpenVINO could not read, convert or write the model.
     """
     openvino = libraries.load("openvino")
-    model = read(onnx_path)
+    model = _read(onnx_path, stateful.add_state) if state else read(onnx_path)
     model.set_friendly_name(name)
     for key, value in about.items():
         model.set_rt_info(value, ["omz_tools", key])
     for precision, xml in targets.items():
+        if state:
+            model.set_rt_info(stateful.CACHE[precision], ["runtime_options", "KV_CACHE_PRECISION"])
         try:
             openvino.save_model(model, xml, compress_to_fp16=precision == "FP16")
         except Exception as error:
@@ -76,13 +80,18 @@ def read(onnx_path: Path) -> Any:
     Raises:
         ConversionError: OpenVINO could not read or convert the model.
     """
+    return _read(onnx_path, _attend_causally)
+
+
+def _read(onnx_path: Path, change: Callable[[Any], None]) -> Any:
+    """The same, with what changes its attention."""
     manager = libraries.load("openvino.frontend").FrontEndManager
     try:
         frontend = manager().load_by_framework("onnx")
         model = frontend.convert(frontend.load(str(onnx_path)))
         _simplify(model)
-        _attend_causally(model)
-        _rename(model)
+        change(model)
+        nodes.rename(model)
     except ConversionError:
         raise
     except Exception as error:
@@ -170,10 +179,3 @@ def _attend_causally(model: Any) -> None:
     manager = passes.Manager()
     manager.register_pass(Causal())
     manager.run_passes(model)
-
-
-def _rename(model: Any) -> None:
-    """Count the nodes that OpenVINO named anew: its count goes on from one model to the next in a process."""
-    for number, node in enumerate(model.get_ordered_ops()):
-        if _MADE_UP.match(node.get_friendly_name()):
-            node.set_friendly_name(f"{node.get_type_name()}_{number}")

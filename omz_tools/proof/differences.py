@@ -7,6 +7,7 @@ from typing import Any
 
 from omz_tools.cache.record import Difference, Edge
 from omz_tools.descriptors.descriptor import Bound
+from omz_tools.descriptors.kinds import precision_of
 from omz_tools.errors import ProofError
 from omz_tools.system import libraries
 
@@ -29,7 +30,7 @@ class Figure:
     """What was measured of one file.
 
     Attributes:
-        what: "ONNX" or the precision of an IR.
+        what: see `kinds`.
         bound: what the differences may be.
         differences: for each shape of the input.
         edges: what it does with inputs that it is not made for; empty in the quick proof.
@@ -54,7 +55,7 @@ class Figure:
         return sum(count * share for count, share in zip(counts, shares, strict=True)) / sum(counts)
 
     def __str__(self) -> str:
-        shapes = ", ".join(f"({difference.batch},{difference.length})" for difference in self.differences)
+        shapes = ", ".join(map(_shape, self.differences))
         largest, bound = (max(getattr(d, name) for d in self.differences) for name in ("largest", "bound"))
         divergence = max(difference.divergence for difference in self.differences)
         return (
@@ -62,6 +63,11 @@ class Figure:
             f"divergence {divergence:.1e} nats, top token the same at "
             f"{self._share('top_token'):.1%}, top five at {self._share('top_five'):.1%}"
         )
+
+
+def _shape(difference: Difference) -> str:
+    runs = f" in {difference.runs} runs" if difference.runs > 1 else ""
+    return f"({difference.batch},{difference.length}){runs}"
 
 
 def measure(what: str, bound: Bound, got: Any, wanted: Any) -> Difference:
@@ -127,6 +133,6 @@ def judge(figures: Iterable[Figure]) -> None:
 
 
 def _advice(wrong: set[str]) -> str:
-    if wrong == {"FP16"}:
+    if {precision_of(what) for what in wrong} == {"FP16"}:
         return "No output was written. The weights may be beyond what f16 holds: try --precisions FP32."
     return "No output was written. Please report this with the versions of torch, transformers and openvino."

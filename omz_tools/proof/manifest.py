@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from omz_tools import __version__
 from omz_tools.cache.record import Difference, Edge, Made, Seen
 from omz_tools.descriptors.descriptor import Bound, Export, FileEntry, Http, HuggingFace
+from omz_tools.descriptors.kinds import KINDS, Kind
 from omz_tools.descriptors.zoo import Model
 from omz_tools.errors import ManifestError
 from omz_tools.progress.showing import shown
@@ -29,14 +30,15 @@ SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _LONGEST = 1 << 22
 # Digits of a figure that mean something; the others differ from one processor to the next.
 _DIGITS = 3
-_TOOLS = ("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "numpy")
+_TOOLS = (
+    "torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino",
+    "openvino-tokenizers", "numpy",
+)  # fmt: skip
 _REMAKE = "It was changed, or is of another version of omz_tools: omz_converter writes it anew."
 
 Algorithm = Literal["sha256", "sha384"]
 Digests = Annotated[dict[Algorithm, Annotated[str, Meta(pattern=r"^[0-9a-f]{64,96}$")]], Meta(min_length=1)]
 Size = Annotated[int, Meta(ge=0)]
-_Kind = Literal["ONNX", "FP16", "FP32"]
-_KINDS: tuple[_Kind, ...] = get_args(_Kind)
 
 
 class Origin(Struct, frozen=True):
@@ -74,9 +76,9 @@ class Proven(Struct, frozen=True):
 
 
 class Converted(Struct, frozen=True):
-    """An output: "ONNX" or the precision of an IR, its files, and its proof if it was compared with PyTorch."""
+    """An output ("ONNX", or the folder of an IR), its files, and its proof if it was compared with PyTorch."""
 
-    what: _Kind
+    what: Kind
     files: Annotated[tuple[File, ...], Meta(min_length=1)]
     proof: Proven | None = None
 
@@ -124,7 +126,7 @@ def of(
         model: what was converted.
         spec: how.
         inputs: its downloaded files by where they lie below its folder.
-        outputs: what was made of them: "ONNX" or a precision, and the files by where they lie.
+        outputs: what was made of them as `kinds` calls it, and the files by where they lie.
         bound: how far each of these may be from PyTorch.
         self_contained: whether the ONNX model has its weights in it.
 
@@ -147,11 +149,11 @@ def of(
             for place, entry in places.items()
         ),
         toolchain=toolchain(),
-        outputs=tuple(_converted(what, outputs[what], bound(what)) for what in _KINDS if what in outputs),
+        outputs=tuple(_converted(what, outputs[what], bound(what)) for what in KINDS if what in outputs),
     )
 
 
-def _converted(what: _Kind, made: Made, bound: Bound) -> Converted:
+def _converted(what: Kind, made: Made, bound: Bound) -> Converted:
     parts = tuple(File(RelativeName(n), seen.size, _digests(seen.digest)) for n, seen in made.files.items())
     proven = None
     if proof := made.proof:

@@ -1,13 +1,17 @@
 """The proof: the files keep the contract, and answer as the PyTorch model does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from omz_tools.cache.stages import Ingredients
 from omz_tools.descriptors.descriptor import Bound, Export, TensorSpec
+from omz_tools.descriptors.kinds import ONNX, text_of, variant_of
 from omz_tools.errors import ProofError
-from omz_tools.proof import differences
+from omz_tools.export import signatures, stateful
+from omz_tools.proof import differences, runners
 from omz_tools.proof.differences import Figure
 from omz_tools.proof.reference import Reference, behaviour, shapes, strange
 from omz_tools.system import libraries
@@ -18,15 +22,16 @@ _FORMAT = 2
 
 def ingredients(spec: Export, what: str, bound: Bound, positions: int, *, full: bool) -> Ingredients:
     """What a proof depends on besides the files that are compared."""
-    runtime = "onnxruntime" if what == "ONNX" else "openvino"
+    runtime = "onnxruntime" if what == ONNX else "openvino"
     names = ("torch", "transformers", runtime)
-    return {
+    grid = shapes(positions, full=full)
+    return ({"runs": [runners.runs(length) for _, length in grid]} if variant_of(what) else {}) | {
         "stage": "proof",
         "format": _FORMAT,
         "what": what,
         "model_class": spec.model_class,
         "tensors": {tensor.name: [tensor.type, *tensor.shape] for tensor in (*spec.inputs, *spec.outputs)},
-        "shapes": shapes(positions, full=full),
+        "shapes": grid,
         "edges": list(strange(positions, 0)) if full else [],
         "bound": [bound.difference, bound.divergence, bound.top_token, bound.top_five],
         "versions": {name: libraries.version(name) for name in names},
@@ -38,8 +43,8 @@ def compare(reference: Reference, spec: Export, what: str, path: Path, bound: Bo
 
     Args:
         reference: of the checkpoint that the file was made from.
-        spec: names, types and axes that the file must have.
-        what: "ONNX" or the precision of an IR.
+        spec: names, types and axes of the contract.
+        what: see `kinds`; an IR with a state is compared once given all tokens, and once run by run.
         path: the ONNX model, or the .xml.
         bound: how far the logits may be apart.
 
@@ -48,79 +53,51 @@ def compare(reference: Reference, spec: Export, what: str, path: Path, bound: Bo
     """
     np = libraries.load("numpy")
     check_contract(what, path, spec)
-    answer = _runner(what, path, spec)
+    answers = runners.of(what, path, spec)
     found = []
     for ids, wanted in zip(reference.inputs, reference.logits, strict=True):
-        try:
-            logits = answer(ids)
-        except Exception as error:
-            raise ProofError(f"{_named(what)} cannot be run: {libraries.reason(error)}") from error
         if isinstance(wanted, Path):
             wanted = np.load(wanted, mmap_mode="r")
-        found.append(differences.measure(what, bound, logits, wanted))
+        length = ids.shape[1]
+        parts = runners.runs(length) if variant_of(what) else [(length,)]
+        for answer, part in zip(answers(length), parts, strict=True):
+            try:
+                logits = answer(ids)
+            except Exception as error:
+                raise ProofError(f"{text_of(what)} cannot be run: {libraries.reason(error)}") from error
+            measured = differences.measure(what, bound, logits, wanted)
+            found.append(msgspec.structs.replace(measured, runs=len(part)))
     return Figure(what, bound, tuple(found))
 
 
 def behaviours(what: str, path: Path, spec: Export, cases: Mapping[str, list[list[int]]]) -> dict[str, str]:
     """What a file does with each of the token ids [B, L] in `cases`; it may end the process. Raises ProofError."""
-    answer = _runner(what, path, spec)
-    return {case: behaviour(answer, ids) for case, ids in cases.items()}
-
-
-def _runner(what: str, path: Path, spec: Export) -> Callable[[Any], Any]:
-    """A function from token ids [B, L] to logits [B, L, vocabulary], computed in F32 by the file."""
-    try:
-        return _onnx_runner(path, spec) if what == "ONNX" else _ir_runner(what, path)
-    except Exception as error:
-        raise ProofError(f"{_named(what)} cannot be loaded: {libraries.reason(error)}") from error
-
-
-def _onnx_runner(path: Path, spec: Export) -> Callable[[Any], Any]:
-    onnxruntime = libraries.load("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    # Weights laid out anew would be a second copy of them in memory, for a few short runs; and others work beside.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what fails is raised
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda ids: session.run([spec.outputs[0].name], {spec.inputs[0].name: ids})[0]
-
-
-def _ir_runner(what: str, xml: Path) -> Callable[[Any], Any]:
-    openvino = libraries.load("openvino")
-    # Processors with bf16 units would use them unasked, and the proof would measure that instead of the conversion.
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    core = openvino.Core()
-    model = core.read_model(xml)
-    compiled: dict[bool, Any] = {}
-
-    def answer(ids: Any) -> Any:
-        # For a single token weights in f16 are widened into another layout, and both copies would be kept.
-        single = what == "FP16" and ids.size == 1
-        if single not in compiled:
-            compiled.clear()
-            compiled[single] = core.compile_model(model, "CPU", settings)
-        return compiled[single](ids)[0].copy()
-
-    return answer
-
-
-def _named(what: str) -> str:
-    return "the ONNX model" if what == "ONNX" else f"the {what} IR"
+    answers = runners.of(what, path, spec)
+    return {case: behaviour(answers(len(ids[0]))[0], ids) for case, ids in cases.items()}
 
 
 def check_contract(what: str, path: Path, spec: Export) -> None:
     """Raise ProofError if the inputs and outputs of a file are not what the descriptor promises."""
-    named = what == "ONNX"
+    named = what == ONNX
     found = _onnx_contract(path) if named else _ir_contract(path)
 
     def axes(tensor: TensorSpec) -> tuple[str | int, ...]:
         # OpenVINO's axes have no names: dynamic ones are "?" there.
         return tensor.shape if named else tuple(axis if isinstance(axis, int) else "?" for axis in tensor.shape)
 
-    wanted = [TensorSpec(t.name, t.type, axes(t)) for t in (*spec.inputs, *spec.outputs)]
+    tensors = _of_state(spec) if variant_of(what) else [*spec.inputs, *spec.outputs]
+    wanted = [TensorSpec(t.name, t.type, axes(t)) for t in tensors]
+    if variant_of(what):  # found by their names, in no order
+        found, wanted = (sorted(some, key=lambda tensor: tensor.name) for some in (found, wanted))
     if found != wanted:
-        raise ProofError(f"{_named(what)} has {_text(found)}; the descriptor asks for {_text(wanted)}")
+        raise ProofError(f"{text_of(what)} has {_text(found)}; the descriptor asks for {_text(wanted)}")
+
+
+def _of_state(spec: Export) -> list[TensorSpec]:
+    """What an IR with a state takes and gives."""
+    kept = signatures.with_past(spec)
+    kind: Any = "i32"  # of no tensor in a descriptor
+    return [*kept.inputs, TensorSpec(stateful.BEAMS, kind, ("B",)), *kept.outputs]
 
 
 def _text(tensors: list[TensorSpec]) -> str:

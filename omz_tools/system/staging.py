@@ -81,6 +81,14 @@ class Staging:
         self._items.append(item)
         return item.hidden
 
+    def temporary(self, beside: Path) -> Path:
+        """A hidden path beside another one for a file that is needed meanwhile, and is never published.
+
+        Raises:
+            DiskError: its folder cannot be made or written to.
+        """
+        return self._stage(beside.absolute(), is_folder=False).hidden
+
     def record(self, target: Path) -> Path:
         """The hidden path to write a file to that says something of all the rest; there can be one.
 
