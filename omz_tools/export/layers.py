@@ -127,7 +127,8 @@ def _next(graph: Any, pair: _Pair, layer: int, previous: list[Any]) -> list[Any]
             if of_second.is_initializer():
                 graph.initializers.add(own[name])
             else:
-                graph.inputs.append(own[name])
+                behind = max(place for place, v in enumerate(graph.inputs) if _of_layer(v, pair.prefixes))
+                graph.inputs.insert(behind + 1, own[name])
         return own[name]
 
     for node in pair.second:
