@@ -12,6 +12,7 @@ import msgspec
 from omz_tools.cache import record
 from omz_tools.cache.record import Made, Proof, Record, Seen
 from omz_tools.cache.results import Kept, Results
+from omz_tools.conversion import needs
 from omz_tools.conversion.planning import each
 from omz_tools.conversion.plans import Output, Plan, Way
 from omz_tools.conversion.proving import Proving
@@ -21,7 +22,7 @@ from omz_tools.errors import DiskError
 from omz_tools.export import binding, ir, model_optimizer, onnx_export, tokenizer_ir, values
 from omz_tools.export.pytorch_model import NAMING
 from omz_tools.progress.reporting import Reporter
-from omz_tools.proof import differences, manifest, reference, verify
+from omz_tools.proof import differences, manifest, verify
 from omz_tools.system import libraries
 from omz_tools.system.files import disk_errors, room_for
 from omz_tools.system.staging import Staging, sweep
@@ -59,8 +60,8 @@ def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter
         outcomes = [Outcome(o, "in place", o.made.files, o.made.proof) for o in plan.outputs if o.made]
         _keep(plan, results, {}, outcomes, {}, reporter)
         return outcomes
-    at_a_time = 2 if workers.allow(_memory(plan, 2)) else 1
-    need = _memory(plan, at_a_time)
+    at_a_time = 2 if workers.allow(needs.memory(plan, 2)) else 1
+    need = needs.memory(plan, at_a_time)
     with workers.room(need, lambda: reporter.section("Waiting until there is memory for it")), ExitStack() as stack:
         staging = stack.enter_context(Staging(folder))
         stack.enter_context(disk_errors("Writing to", folder))
@@ -149,7 +150,7 @@ class _Run:
     def all(self) -> list[Outcome]:
         plan = self._plan
         todo = [output for output in plan.stale if output.what != ONNX and not self._is_cached(output)]
-        self._room_for(todo)
+        room_for(plan.folder, needs.disk(plan, todo))
         # The contract's IRs are made of the ONNX model, which may be in place; a variant's of one that is not kept.
         made = {output.variant for output in todo if output.variant} | ({None} if plan.onnx.stale else set())
         graphs = {way.variant: self._results.read(way.graph) for way in plan.ways if way.variant in made}
@@ -168,10 +169,13 @@ class _Run:
         values_are_right = self._check_values(todo) if maker else None
         if tracing and maker:
             maker.begin(libraries.warm, "onnx", "openvino")
+        tokenizers = self._write_tokenizers(maker, todo) if maker else None
         for way in plan.ways:
             if way.variant in tracing:
                 self._reporter.section(f"Exporting PyTorch to ONNX{_named(way)}")
                 graphs[way.variant] = tracing[way.variant].result()
+            if way.variant and tokenizers:
+                tokenizers.result()
             if maker and values_are_right:
                 mine = [output for output in todo if output.variant == way.variant]
                 self._make(maker, way, graphs.get(way.variant) or b"", mine, values_are_right)
@@ -182,14 +186,6 @@ class _Run:
         outcomes = [self._outcome(output) for output in plan.outputs]
         _keep(plan, self._results, graphs, outcomes, self._places, self._reporter)
         return outcomes
-
-    def _room_for(self, todo: list[Output]) -> None:
-        """Raise DiskError if what is to be made would not fit on the disk."""
-        plan = self._plan
-        shares = sum(_SHARES[output.precision] for output in todo if output.precision)
-        if not plan.onnx.ingredients["refers"]:
-            shares += any(output.variant for output in todo)  # an ONNX model with the weights in it, for a while
-        room_for(plan.folder, int(shares * plan.checkpoint.size))
 
     def _is_cached(self, output: Output) -> bool:
         if not self._results.take(output.ingredients, {name: self._places[name] for name in output.paths}):
@@ -213,6 +209,15 @@ class _Run:
 
         return are_right
 
+    def _write_tokenizers(self, maker: Worker, todo: list[Output]) -> Pending[None] | None:
+        """Begin with what lies beside a variant's IRs, which needs no graph."""
+        plan, folders = self._plan, [self._at(output).parent for output in todo if output.variant]
+        if not folders:
+            return None
+        return maker.begin(
+            tokenizer_ir.write, plan.checkpoint.folder, list(plan.model.descriptor.checkpoint_files), folders
+        )
+
     def _make(
         self, maker: Worker, way: Way, graph: bytes, todo: list[Output], values_are_right: Callable[[], None]
     ) -> None:
@@ -221,17 +226,13 @@ class _Run:
             onnx = self._staging.temporary(plan.onnx.path)
         if graph:
             maker.call(binding.bind, graph, plan.checkpoint, way.spec, onnx)
-        making: list[Pending[None]] = []
+        making = None
         targets: dict[Precision, Path] = {o.precision: self._at(o) for o in todo if o.precision}
         if todo:
             self._reporter.section(f"Converting ONNX to OpenVINO IR ({', '.join(output.what for output in todo)})")
             if not plan.optimizer:
                 about, state = todo[0].ingredients["about"], way.variant is not None
-                making.append(maker.begin(ir.convert, onnx, plan.model.name, targets, about, state=state))
-            if way.variant:
-                present = list(plan.model.descriptor.checkpoint_files)
-                folders = [xml.parent for xml in targets.values()]
-                making.append(maker.begin(tokenizer_ir.write, plan.checkpoint.folder, present, folders))
+                making = maker.begin(ir.convert, onnx, plan.model.name, targets, about, state=state)
         values_are_right()
         if plan.verify == "quick" and way.variant is None:
             # The full proof would wait for PyTorch here, for long.
@@ -239,8 +240,8 @@ class _Run:
         if plan.optimizer and todo:
             described = plan.model.descriptor.input_info
             model_optimizer.convert(onnx, plan.model.name, targets, plan.spec, described, plan.optimizer)
-        for made in making:
-            made.result()
+        if making:
+            making.result()
 
     def _prove(self, todo: list[Output], maker: Worker | None) -> None:
         """Have all outputs compared with PyTorch whose proof is not known; without a proof, see to their contracts."""
@@ -324,16 +325,3 @@ def _named(way: Way) -> str:
 
 def _kept(seen: Seen) -> Kept:
     return Kept(seen.size, seen.digest.removeprefix("sha256:"))
-
-
-# What an IR takes at least, as a part of the weights: masks, which checkpoints hold, do not get into it.
-_SHARES: dict[Precision, float] = {"FP16": 0.4, "FP32": 0.8}
-
-
-def _memory(plan: Plan, at_a_time: int) -> int:
-    """Bytes that a conversion takes at most, by what was measured: see docs/performance.md."""
-    if plan.verify == "off":
-        return int(600e6 + 0.1 * plan.checkpoint.size)
-    grid = reference.shapes(plan.checkpoint.config["n_positions"], full=plan.verify == "full")
-    logits = 4 * plan.spec.vocabulary * max(batch * length for batch, length in grid)
-    return int(600e6 + (1.0 + 0.8 * at_a_time) * plan.checkpoint.size + (1 + 2 * at_a_time) * logits)

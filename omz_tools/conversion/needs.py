@@ -1,0 +1,35 @@
+"""What a conversion takes of memory and disk."""
+
+from collections.abc import Iterable
+
+from omz_tools.conversion.plans import Output, Plan
+from omz_tools.descriptors.descriptor import Precision
+from omz_tools.proof import reference
+
+# What an IR takes at least, as a part of the weights: masks, which checkpoints hold, do not get into it.
+_SHARES: dict[Precision, float] = {"FP16": 0.4, "FP32": 0.8}
+
+
+def disk(plan: Plan, todo: Iterable[Output]) -> int:
+    """Bytes that the IRs take that are to be made, and what is written on the way to them."""
+    todo = list(todo)
+    shares = sum(_SHARES[output.precision] for output in todo if output.precision)
+    if not plan.onnx.ingredients["refers"]:
+        shares += any(output.variant for output in todo)  # an ONNX model with the weights in it, for a while
+    return int(shares * plan.checkpoint.size)
+
+
+def memory(plan: Plan, at_a_time: int) -> int:
+    """Bytes that a conversion takes at most, by what was measured: see docs/performance.md.
+
+    Args:
+        plan: what there is to do.
+        at_a_time: how many files are compared with PyTorch at a time.
+    """
+    if plan.verify == "off":
+        return int(600e6 + 0.1 * plan.checkpoint.size)
+    grid = reference.shapes(plan.checkpoint.config["n_positions"], full=plan.verify == "full")
+    logits = 4 * plan.spec.vocabulary * max(batch * length for batch, length in grid)
+    # Given one token, and then another, OpenVINO keeps weights of f16 in a second layout, too.
+    widened = 0.5 if any(output.variant for output in plan.outputs) else 0.0
+    return int(600e6 + (1.0 + 0.8 * at_a_time + widened) * plan.checkpoint.size + (1 + 2 * at_a_time) * logits)
