@@ -699,6 +699,27 @@ def test_of_several_that_publish_at_once_all_succeed_and_each_pair_is_of_one(
         assert left == all_of(left["model.json"])
 
 
+def test_a_folder_that_another_run_has_in_its_hands_may_be_replaced(tmp_path: Path) -> None:
+    """It is away, and there again, while one looks whether it may be written to."""
+    there, away, stopped = tmp_path / "FP16", tmp_path / "away", threading.Event()
+    there.mkdir()
+
+    def move() -> None:
+        while not stopped.is_set():
+            there.rename(away)
+            away.rename(there)
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    try:
+        with Staging(tmp_path) as staging:
+            for _ in range(300):
+                staging.folder(there)
+    finally:
+        stopped.set()
+        thread.join()
+
+
 def test_a_record_does_not_stay_if_another_run_has_replaced_a_part(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As can be where locks mean nothing."""
 

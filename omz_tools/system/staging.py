@@ -272,13 +272,28 @@ def _check(target: Path, *, is_folder: bool) -> None:
     there = status_of(target)
     code = 0
     if there and is_folder:
-        code = 0 if stat.S_ISDIR(there.st_mode) else errno.ENOTDIR
-        # Another run may have it in its hands for a moment.
-        code = code or (errno.EACCES if status_of(target) and not os.access(target, os.W_OK) else 0)
+        code = errno.ENOTDIR if not stat.S_ISDIR(there.st_mode) else 0 if _is_writable(target) else errno.EACCES
     elif there and stat.S_ISDIR(there.st_mode):
         code = errno.EISDIR
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether one may write to a folder; yes where there is none, for another run may have it in its hands just now."""
+    if os.access not in os.supports_dir_fd:
+        return os.access(folder, os.W_OK) or not folder.exists()
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return True
+    except PermissionError:
+        return False
+    try:
+        # By the opened folder: its path may lead nowhere any more, which would look the same as no permission.
+        return os.access(".", os.W_OK, dir_fd=opened)
+    finally:
+        os.close(opened)
 
 
 def _within(path: Path) -> list[Path]:
