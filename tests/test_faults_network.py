@@ -985,6 +985,26 @@ def test_connections_that_do_not_live_up_to_the_next_request_do_no_harm(
     assert server.sent <= 1.1 * len(DATA)
 
 
+def test_an_answer_that_belongs_to_an_earlier_request_is_not_taken_for_the_file(
+    place: Place, server: FaultyServer
+) -> None:
+    """What a server sends behind the end of an answer may come when the connection is in use again."""
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.request.turn:
+            exchange.raw(b"HTTP/1.1 200 Whatever\r\nContent-Length: 9\r\n\r\nthe wrong")
+            exchange.cut()
+        File(DATA)(exchange)
+
+    server.answer = answer
+    place.data = DATA
+    outcome = fetch_and_rerun(place, server, connections=4)
+    assert outcome.how is How.FETCHED
+    assert any(request.turn for request in server.requests)
+    assert not outcome.notes  # nothing is begun anew
+    assert server.sent <= 1.1 * len(DATA)
+
+
 # ---- Refusals
 
 

@@ -71,7 +71,7 @@ def open_source(
                 file = open(place, "rb")  # noqa: SIM115 -- closed below; the consumer's errors are not this file's
             with file:
                 size = Path(place).stat().st_size
-                yield Body(place, 0, size, size, False, None, _chunks(file, place, transport), lambda: None)
+                yield Body(place, 0, size, size, False, None, True, _chunks(file, place, transport), lambda: None)
         case Http() | HuggingFace():
             with transport.get(place, token=_token(source), first=first, end=end, etag=etag) as body:
                 yield body

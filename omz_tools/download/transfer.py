@@ -291,7 +291,9 @@ class Transfer:
         """Look at what an answer is, and take it as the part, or the whole file, that it is."""
         size, known = self._entry.size, self._partial.etag(self._key)
         if body.total is not None and body.total != size:
-            raise wrong(self._place, f"{body.total:,} bytes", f"{size:,}")
+            error = wrong(self._place, f"{body.total:,} bytes", f"{size:,}")
+            # Behind another answer it may be the rest of that: a new connection tells.
+            raise error if body.is_first else TransientError(error.what, hint=error.hint)
         if not body.ranges:
             if sum(worker.part is not None for worker in self._workers) > 1:
                 raise changed(self._place)

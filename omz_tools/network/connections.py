@@ -28,12 +28,28 @@ class _Answer(http.client.HTTPResponse):
             super().begin()
 
 
-class _Connection(urllib3.connection.HTTPConnection):
+class _Counting:
+    """Of a connection: its answers know how many came on it before."""
+
     response_class = _Answer
+    _answers = 0
+
+    def connect(self) -> None:
+        self._answers = 0
+        super().connect()  # type: ignore[misc]
+
+    def getresponse(self) -> Any:
+        answer = super().getresponse()  # type: ignore[misc]
+        answer.answers_before, self._answers = self._answers, self._answers + 1
+        return answer
 
 
-class _SecureConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Answer
+class _Connection(_Counting, urllib3.connection.HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _SecureConnection(_Counting, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
+    pass
 
 
 class _OpenFirst(queue.LifoQueue[Any]):

@@ -48,6 +48,7 @@ class Body:
         total: the size of the whole file; None where the server does not declare it.
         ranges: whether this is a part of the file, so that other parts can be asked for.
         etag: the strong entity tag, if there is one.
+        is_first: whether nothing came on its connection before, which a server may have sent more of than it said.
         abort: ends the transfer, from any thread.
     """
 
@@ -57,6 +58,7 @@ class Body:
     total: int | None
     ranges: bool
     etag: str | None
+    is_first: bool
     _chunks: Iterator[bytes]
     abort: Callable[[], None]
 
@@ -147,13 +149,14 @@ class Transport:
         etag = response.headers.get("ETag", "")
         strong = etag if re.fullmatch(STRONG_ETAG, etag) else None
         declared = length(response)
+        is_first = not response.answers_before  # type: ignore[attr-defined]
 
         def abort() -> None:
             _shut_down(response)
 
         if response.status == 200:
             chunks = self._chunks(url, response, throughput)
-            return Body(url, 0, declared, declared, False, strong, chunks, abort)
+            return Body(url, 0, declared, declared, False, strong, is_first, chunks, abort)
         part = content_range(response.headers.get("Content-Range", ""))
         if first is None or part is None or part[0] != first:
             raise RangeError(
@@ -163,7 +166,7 @@ class Transport:
         length_of_part = part[1] - first
         # Where the length is declared, the end is known without waiting, and the connection can be used again.
         chunks = self._chunks(url, response, throughput, length_of_part if declared is None else None)
-        return Body(url, first, length_of_part, part[2], True, strong, chunks, abort)
+        return Body(url, first, length_of_part, part[2], True, strong, is_first, chunks, abort)
 
     def _chunks(
         self, url: str, response: urllib3.HTTPResponse, throughput: Throughput, most: int | None = None
