@@ -12,8 +12,9 @@ import transformers
 
 from omz_tools.descriptors import zoo
 from omz_tools.errors import CheckpointError, MissingError, ProofError
-from omz_tools.evaluation import perplexity, tokenizer
+from omz_tools.evaluation import perplexity
 from omz_tools.evaluation.perplexity import Subject
+from omz_tools.export import tokenizer
 
 MINI = zoo.shipped() / "gpt-2-mini" / "gpt2-mini"
 TEXT = "Don't stop: 3.14 is naïve,\n\n\tsays   the 本.\n<|endoftext|>A new <document> begins \n"

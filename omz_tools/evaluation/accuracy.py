@@ -15,9 +15,10 @@ from omz_tools.descriptors.kinds import ONNX
 from omz_tools.descriptors.zoo import Model
 from omz_tools.download.pinned import Means
 from omz_tools.errors import AccuracyError, CheckpointError, MissingError, SelectionError, UnsupportedError
-from omz_tools.evaluation import corpus, perplexity, tokenizer
+from omz_tools.evaluation import corpus, perplexity
 from omz_tools.evaluation.corpus import Passage
 from omz_tools.evaluation.perplexity import PYTORCH, Subject
+from omz_tools.export import tokenizer
 from omz_tools.export.checkpoint import CONFIG
 from omz_tools.progress.reporting import Reporter, files_text, windows_text
 from omz_tools.system.files import disk_errors

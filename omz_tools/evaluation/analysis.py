@@ -14,7 +14,6 @@ from omz_tools.system import libraries
 
 # Where a constant goes through one of these, what comes out are the same numbers still.
 _SAME_NUMBERS = {"Convert", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
-_BEGIN_OF_IR = 4096  # bytes within which the root element of an IR begins
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def analyze(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> Analysis:
 
 
 def _read(path: Path) -> Any:
-    read = {".xml": _read_ir, ".onnx": ir.read}.get(path.suffix.lower())
+    read = {".xml": ir.load, ".onnx": ir.read}.get(path.suffix.lower())
     if not read:
         raise ModelError(f"{path} is no model: its name ends neither in .xml nor in .onnx", hint=_EXPECTED)
     if not path.is_file():
@@ -93,24 +92,6 @@ def _read(path: Path) -> Any:
 
 
 _EXPECTED = "Give the .xml of an OpenVINO IR, or an .onnx file."
-
-
-def _read_ir(path: Path) -> Any:
-    openvino = libraries.load("openvino")
-    try:
-        with path.open("rb") as file:
-            begin = file.read(_BEGIN_OF_IR)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    if b"<net" not in begin:  # OpenVINO would try the formats of other frameworks
-        raise ModelError(f"{path} is no OpenVINO IR", hint=_EXPECTED)
-    try:
-        return openvino.Core().read_model(path)
-    except Exception as error:
-        raise ModelError(
-            f"OpenVINO could not read {path}: {libraries.reason(error)}",
-            hint="An IR is two files, .xml and .bin, that were written together and lie in one folder.",
-        ) from error
 
 
 def _reshape(model: Any, path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -124,7 +124,7 @@ def load(folder: Path, pinned: Collection[str] | None = None) -> Checkpoint:
         MissingError: config.json or weights are not there.
         CheckpointError: one of them is malformed, is not pinned, or would load code.
     """
-    config = _config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     present = _names(folder)
     known = present if pinned is None else pinned
     if WEIGHTS in known or INDEX not in known:
@@ -145,7 +145,13 @@ def _names(folder: Path) -> set[str]:
         return set()  # said by whoever reads a file there
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says.
+
+    Raises:
+        MissingError: it is not there.
+        CheckpointError: it is malformed, or would load code.
+    """
     config = _object(path, _text(path, _read_whole(path, MAX_CONFIG_BYTES)))
     dangerous = [key for key in _CODE_KEYS if config.get(key) is not None]
     if dangerous:

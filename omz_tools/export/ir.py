@@ -1,4 +1,4 @@
-"""ONNX to OpenVINO IR, in each precision that is asked for."""
+"""ONNX to OpenVINO IR, in each precision that is asked for; and an IR as OpenVINO reads it."""
 
 import math
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 
 from omz_tools.cache.stages import Ingredients
 from omz_tools.descriptors.descriptor import Precision
-from omz_tools.errors import ConversionError
+from omz_tools.errors import ConversionError, ModelError
 from omz_tools.export import nodes, stateful
 from omz_tools.system import libraries
 
@@ -97,6 +97,33 @@ def _read(onnx_path: Path, change: Callable[[Any], None]) -> Any:
     except Exception as error:
         raise ConversionError(f"OpenVINO could not convert {onnx_path.name}: {libraries.reason(error)}") from error
     return model
+
+
+_BEGIN = 4096  # bytes within which the root element of an IR begins
+
+
+def load(xml: Path) -> Any:
+    """The graph of an IR; its weights are mapped.
+
+    Raises:
+        ModelError: it is no IR, or cannot be read.
+        ConversionError: OpenVINO is not installed.
+    """
+    openvino = libraries.load("openvino")
+    try:
+        with xml.open("rb") as file:
+            begin = file.read(_BEGIN)
+    except OSError as error:
+        raise ModelError(f"{xml} cannot be read: {error.strerror}") from None
+    if b"<net" not in begin:  # OpenVINO would try the formats of other frameworks
+        raise ModelError(f"{xml} is no OpenVINO IR", hint="Give the .xml of one.")
+    try:
+        return openvino.Core().read_model(xml)
+    except Exception as error:
+        raise ModelError(
+            f"OpenVINO could not read {xml}: {libraries.reason(error)}",
+            hint="An IR is two files, .xml and .bin, that were written together and lie in one folder.",
+        ) from error
 
 
 def _weights(model: Any) -> Iterator[Any]:
