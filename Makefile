@@ -19,12 +19,12 @@ run: $(VENV)/run.stamp
 	$(BIN)/omz_downloader --name gpt-2-mini -o $(MODELS)
 	$(BIN)/omz_converter --name gpt-2-mini -d $(MODELS)
 	@echo
-	$(BIN)/python demos/next_tokens.py $(MODELS)/public/gpt-2-mini "$(PROMPT)"
+	$(BIN)/omz_text_prediction --name gpt-2-mini -d $(MODELS) -i "$(PROMPT)" --temperature 0
 	@echo
 	@echo "The same for gpt-2 (0.55 GB from the Hugging Face Hub):"
 	@echo "  $(BIN)/omz_downloader --name gpt-2 -o $(MODELS)"
 	@echo "  $(BIN)/omz_converter --name gpt-2 -d $(MODELS)"
-	@echo "  $(BIN)/python demos/next_tokens.py $(MODELS)/public/gpt-2 \"$(PROMPT)\""
+	@echo "  $(BIN)/omz_text_prediction --name gpt-2 -d $(MODELS) -i \"$(PROMPT)\""
 
 # A file's tests stay together: some share a model that takes a while to convert. The order is that of tests/conftest.py.
 test: lint

@@ -34,6 +34,10 @@ def evaluator() -> int:
     return _begin("evaluator")
 
 
+def text_prediction() -> int:
+    return _begin("text_prediction")
+
+
 def info_dumper() -> int:
     return _begin("info_dumper")
 

@@ -1,0 +1,255 @@
+"""omz_text_prediction: a converted model continues prompts, token by token."""
+
+import argparse
+import itertools
+import re
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omz_tools.commands.arguments import Parser, positive, run
+from omz_tools.descriptors import zoo
+from omz_tools.descriptors.descriptor import PRECISIONS
+from omz_tools.errors import SelectionError, context
+from omz_tools.generation import continuing, places
+from omz_tools.generation.continuing import Ending, Model, Step, Wish
+from omz_tools.generation.places import Place
+from omz_tools.generation.sampling import Sampling
+from omz_tools.progress.reporting import PlainReporter, Reporter, writing
+
+# What a terminal would act upon; a model may give it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0, 1 for an error, or 2 for wrong usage."""
+    parser = _parser()
+    args = parser.parse(argv)
+    if args.model and (args.download_dir or args.output_dir):
+        parser.error("-d and -o are folders of models that --name chooses from; a device is said with --device")
+    if bool(args.vocab) != bool(args.merges):
+        parser.error("--vocab and --merges go together")
+    reporter = PlainReporter(sys.stderr)  # standard output is for the text alone
+    seed = secrets.randbelow(1 << 32) if args.seed is None else args.seed
+    wish = Wish(args.max_tokens, Sampling(args.temperature, args.top_k, args.top_p, seed), tuple(args.stop))
+
+    def work() -> int:
+        place = _place(args)
+        began = time.monotonic()
+        model = continuing.load(place, args.device.upper(), args.max_seq_len)
+        seconds = time.monotonic() - began
+        reporter.note(f"{place.xml} on {args.device.upper()}, {model.predictor.way}; loaded in {seconds:.2f} s")
+        if args.temperature and args.seed is None:
+            reporter.note(f"--seed {seed} gives the same text again")
+        batches = list(_batches(args.input, args.batch_size)) if args.input else ([line] for line in _lines())
+        failed, number = False, 0
+        for number, prompts in enumerate(batches, 1):
+            try:
+                _continue(model, prompts, wish, reporter, first=number == 1)
+            except SelectionError as error:  # of a prompt; the next one may be better
+                reporter.error(error)
+                failed = True
+        if not number:
+            raise SelectionError("there is no prompt", hint="Give one with -i, or a line of standard input for each.")
+        return 1 if failed else 0
+
+    return run(work, reporter)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "Continue prompts with a converted model. The text, prompt and continuation, goes to standard output as it "
+        "comes; all else to standard error. Takes the options of Open Model Zoo's gpt2_text_prediction_demo, but for "
+        "its -d, which is --device here."
+    )
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--name", metavar="NAME", help="a model of the zoo, downloaded and converted")
+    choice.add_argument(
+        "-m", "--model", type=Path, metavar="PATH", help="the .xml of an IR, or a folder that omz_converter filled"
+    )
+    parser.add_argument(
+        "--models_dir", type=Path, action="append", default=[], metavar="DIR",
+        help="a folder of your own model.yml descriptors, which go before the shipped ones; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("-d", "--download_dir", type=Path, metavar="DIR", help="where the models are (default: here)")
+    parser.add_argument(
+        "-o", "--output_dir", type=Path, metavar="DIR", help="where the converted models are (default: there)"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, metavar="P", help="FP32 or FP16 (default: the first of these that is there)"
+    )
+    parser.add_argument("--device", default="CPU", metavar="DEVICE", help="of OpenVINO (default: CPU)")
+    parser.add_argument(
+        "-v", "--vocab", type=Path, metavar="FILE", help="the tokenizer's vocab.json (default: that of the checkpoint)"
+    )
+    parser.add_argument("--merges", type=Path, metavar="FILE", help="and its merges.txt")
+    parser.add_argument(
+        "-i", "--input", action="append", metavar="TEXT",
+        help="a prompt; may be repeated (default: each line of standard input; on a terminal, an empty one ends it)",
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=positive, default=1, metavar="N", help="prompts at a time (default: 1)")
+    parser.add_argument(
+        "--max_tokens", "--max_sample_token_num", type=positive, default=40, metavar="N",
+        help="new tokens of each text (default: 40)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_seq_len", type=positive, metavar="N",
+        help="tokens of a text at most, the prompt counted (default, and most: as many as the model has positions)",
+    )  # fmt: skip
+    parser.add_argument("--dynamic_shape", action="store_true", help="changes nothing: texts are never filled up")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=1.0, metavar="T",
+        help="what logits are divided by before a token is drawn; 0: the most probable one, always (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top_k", type=_count, default=0, metavar="N", help="draw from the N most probable tokens (default: 0, all)"
+    )
+    parser.add_argument(
+        "--top_p", type=_share, default=0.9, metavar="P",
+        help="draw from the most probable tokens that together have probability P (default: 0.9; 1: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=_seed, metavar="N", help="the same one gives the same text (default: another one each time)"
+    )
+    parser.add_argument(
+        "--stop", type=_stop, action="append", default=[], metavar="TEXT",
+        help="end a text before this comes in it; may be repeated",
+    )  # fmt: skip
+    return parser
+
+
+def _place(args: argparse.Namespace) -> Place:
+    files = (args.vocab, args.merges) if args.vocab else None
+    if args.model:
+        return places.of_path(args.model, args.precision, files)
+    entries = zoo.select(zoo.find(args.models_dir), [args.name])
+    if len(entries) > 1:
+        names = ", ".join(entry.name for entry in entries)
+        raise SelectionError(f"{args.name!r} names several models: {names}", hint="Choose one of them.")
+    model = entries[0].load()
+    download_dir = args.download_dir or Path()
+    with context(f"model {model.name}"):
+        return places.of_model(model, download_dir, args.output_dir or download_dir, args.precision, files)
+
+
+def _batches(prompts: list[str], size: int) -> Iterator[list[str]]:
+    rest = iter(prompts)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input that are not empty; on a terminal, until one is."""
+    if sys.stdin is None:
+        return
+    asked = sys.stdin.isatty()
+    while True:
+        if asked:
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise SelectionError(f"standard input is not text: {error}", hint="Write it in UTF-8.") from None
+        if not line or (asked and not line.strip()):
+            return
+        if line.strip():
+            yield line.rstrip("\r\n")
+
+
+def _continue(model: Model, prompts: list[str], wish: Wish, reporter: Reporter, *, first: bool) -> None:
+    """Write the continuations of prompts that are computed together, and what it took."""
+    ids = [model.encode(prompt) for prompt in prompts]
+    output = _Output(prompts, first=first)
+    began, arrived = time.monotonic(), None
+    tokens = 0
+    for step in continuing.continued(model, ids, wish):
+        output.take(step)
+        tokens += 1
+        arrived = arrived or time.monotonic()
+    seconds, until = time.monotonic() - began, (arrived or began) - began
+    lines = [f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.1f} tokens/s, the first after {until:.2f} s"]
+    full = Counter(output.ends.values())["context"]
+    if full:
+        texts = "the text ends" if len(prompts) == 1 else f"{full} of {len(prompts)} texts end"
+        lines.append(f"The context of {model.positions:,} tokens is full: {texts} there.")
+    reporter.note("\n".join(lines))
+
+
+class _Output:
+    """Texts on standard output: one after the other, whatever comes of the later ones meanwhile is kept."""
+
+    def __init__(self, prompts: list[str], *, first: bool) -> None:
+        self.ends: dict[int, Ending] = {}
+        self._kept = list(prompts)
+        self._now = 0
+        self._put("" if first else "\n")
+        self._show()
+
+    def take(self, step: Step) -> None:
+        self._kept[step.row] += step.text
+        if step.ended:
+            self.ends[step.row] = step.ended
+        self._show()
+
+    def _show(self) -> None:
+        """Write what there is of the text whose turn it is, and of the next ones when it has ended."""
+        while self._now < len(self._kept):
+            text, self._kept[self._now] = self._kept[self._now], ""
+            self._put(text)
+            if self._now not in self.ends:
+                return
+            self._now += 1
+            self._put("\n" if self._now == len(self._kept) else "\n\n")
+
+    def _put(self, text: str) -> None:
+        if sys.stdout.isatty():
+            text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+        with writing():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _temperature(text: str) -> float:
+    number = _number(text)
+    if number is None or not (number == 0 or 0.01 <= number <= 100):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a number from 0.01 to 100")
+    return number
+
+
+def _share(text: str) -> float:
+    number = _number(text)
+    if number is None or not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2**64 - 1")
+    return int(text)
+
+
+def _stop(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text is everywhere")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From a prompt to text: a converted model predicts one token after the other."""
