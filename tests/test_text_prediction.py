@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +91,41 @@ def tokens(row: list[Step]) -> list[int]:
 # ---- the text is that of transformers
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize(("prompt", "most"), [(PROMPT, 1000), *((prompt, 40) for prompt in PROMPTS[1:])])
 def test_greedy_tokens_are_those_of_transformers_up_to_the_end_of_the_context(
-    model: Model, reference: Any, prompt: str
+    model: Model, reference: Any, prompt: str, most: int
 ) -> None:
     ids = model.encode(prompt)
-    wanted = generated(reference, ids, Sampling(temperature=0), max_new_tokens=POSITIONS - len(ids)).sequences[0]
-    [row] = steps(model, [prompt], greedy(1000))
+    count = min(most, POSITIONS - len(ids))
+    assert count == 40 or count > 200
+    wanted = generated(reference, ids, Sampling(temperature=0), max_new_tokens=count).sequences[0]
+    [row] = steps(model, [prompt], greedy(most))
     assert ids + tokens(row) == wanted.tolist()
-    assert row[-1].ended == ("end" if wanted[-1] == 0 else "context")
-    assert not any(step.ended for step in row[:-1])
-    shown = tokens(row)[:-1] if row[-1].ended == "end" else tokens(row)
-    assert "".join(step.text for step in row) == TOKENIZER.decode(shown)
+    assert [step.ended for step in row] == [None] * (count - 1) + ["context" if most > count else "length"]
+    assert "".join(step.text for step in row) == TOKENIZER.decode(tokens(row))
 
 
-def test_one_of_these_texts_has_200_tokens_and_more(model: Model) -> None:
-    assert max(len(row) for row in steps(model, list(PROMPTS), greedy(1000))) >= 200
+def test_the_token_that_ends_a_document_ends_the_text_and_is_not_shown(tmp_path: Path) -> None:
+    # After each token comes the next one, and after the last the first, which ends a document.
+    xml = an_ir(
+        tmp_path / "counting.xml",
+        [-1, -1],
+        lambda x: ov.one_hot(ov.mod(ov.add(x, np.int64(1)), np.int64(2048)), 2048, 1.0, 0.0, -1),
+    )
+    counting = continuing.load(places.of_path(xml, files=(MINI / "tokenizer.json",)))
+    assert counting.tokenizer.end == 0
+    row = list(continuing.continued(counting, [[2045]], greedy(9)))
+    assert [(step.choice.token, step.ended) for step in row] == [(2046, None), (2047, None), (0, "end")]
+    assert "".join(step.text for step in row) == TOKENIZER.decode([2046, 2047])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_drawn_tokens_are_those_of_transformers_with_the_same_seed_and_so_are_their_alternatives(
     model: Model, reference: Any, seed: int
 ) -> None:
     ids, how = model.encode(PROMPT), Sampling(0.8, 40, 0.95, seed, alternatives=5)
-    wanted = generated(reference, ids, how, max_new_tokens=120)
-    [row] = steps(model, [PROMPT], Wish(120, how))
+    wanted = generated(reference, ids, how, max_new_tokens=80)
+    [row] = steps(model, [PROMPT], Wish(80, how))
     assert tokens(row) == wanted.sequences[0, len(ids) :].tolist()
     for step, scores in zip(row, wanted.scores, strict=True):
         odds, order = scores[0].softmax(-1).topk(5)
@@ -152,9 +164,9 @@ def test_logits_that_are_no_numbers_are_an_error(temperature: float, value: floa
 
 @pytest.mark.parametrize("how", [Sampling(temperature=0), DRAWN])
 def test_prompts_that_are_continued_together_give_what_each_gives_alone(model: Model, how: Sampling) -> None:
-    together = steps(model, list(PROMPTS), Wish(60, how))
-    alone = [steps(model, [prompt], Wish(60, how))[0] for prompt in PROMPTS]
-    assert together == alone
+    together = steps(model, list(PROMPTS), Wish(30, how))
+    alone = [steps(model, [prompt], Wish(30, how))[0] for prompt in PROMPTS]
+    assert together == [[replace(step, row=row) for step in steps] for row, steps in enumerate(alone)]
     assert len({len(model.encode(prompt)) for prompt in PROMPTS}) > 2
 
 
@@ -216,18 +228,32 @@ def test_a_text_ends_before_the_first_stop_string_and_holds_back_no_more_than_ne
 # ---- the command
 
 
-@pytest.fixture
-def predict(mini: Converted, run: Command) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command on gpt-2-mini."""
+@dataclass(frozen=True)
+class Done:
+    """What a command has done."""
 
-    def predict(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        return run("omz_text_prediction", "--name", "gpt-2-mini", "-d", mini.folder.parents[1], *words)
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Predict = Callable[..., Done]
+
+
+@pytest.fixture
+def predict(mini: Converted, capsys: pytest.CaptureFixture[str]) -> Predict:
+    """The command on gpt-2-mini, in this process, which has loaded all it needs."""
+
+    def predict(*words: str) -> Done:
+        capsys.readouterr()
+        status = text_prediction.main(["--name", "gpt-2-mini", "-d", str(mini.folder.parents[1]), *words])
+        return Done(status, *capsys.readouterr())
 
     return predict
 
 
 def test_the_text_alone_is_on_standard_output_and_what_it_took_on_standard_error(
-    predict: Callable[..., subprocess.CompletedProcess[str]], mini: Converted, reference: Any
+    predict: Predict, mini: Converted, reference: Any
 ) -> None:
     done = predict("-i", PROMPT, "--temperature", "0", "--max_tokens", "50", "--max-seq-len", "30")
     assert done.returncode == 0, done.stderr
@@ -240,9 +266,7 @@ def test_the_text_alone_is_on_standard_output_and_what_it_took_on_standard_error
     assert lines[2:] == ["The context of 30 tokens is full: the text ends there."]
 
 
-def test_a_seed_gives_the_same_text_again_and_one_that_was_not_given_is_told(
-    predict: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
+def test_a_seed_gives_the_same_text_again_and_one_that_was_not_given_is_told(predict: Predict) -> None:
     first = predict("-i", PROMPT, "--precision", "FP16")
     assert "/FP16/gpt-2-mini.xml" in first.stderr
     [seed] = re.findall(r"^--seed (\d+) gives the same text again$", first.stderr, re.M)
@@ -254,15 +278,26 @@ def test_a_seed_gives_the_same_text_again_and_one_that_was_not_given_is_told(
 
 
 def test_several_prompts_come_one_after_the_other_whether_computed_together_or_not(
-    predict: Callable[..., subprocess.CompletedProcess[str]],
+    predict: Predict,
 ) -> None:
     inputs = [word for prompt in PROMPTS for word in ("-i", prompt)]
-    texts = [predict(*inputs, "--seed", "5", "--batch_size", size).stdout for size in ("1", "3")]
-    alone = [predict("-i", prompt, "--seed", "5").stdout for prompt in PROMPTS]
+    how = ("--seed", "5", "--max_tokens", "10")
+    texts = [predict(*inputs, *how, "--batch_size", size).stdout for size in ("1", "3")]
+    alone = [predict("-i", prompt, *how).stdout for prompt in PROMPTS]
     assert texts[0] == texts[1] == "\n".join(alone)
 
 
-def test_a_stop_string_ends_the_text(predict: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_bad_prompt_stops_none_of_those_that_are_computed_with_it(
+    predict: Predict,
+) -> None:
+    words = ("--temperature", "0", "--max_tokens", "5", "--batch_size", "3")
+    done = predict("-i", PROMPT, "-i", "word " * 300, "-i", "The", *words)
+    assert done.returncode == 1
+    assert done.stdout == predict("-i", PROMPT, "-i", "The", *words).stdout
+    assert re.findall(r"Error: the prompt has \d+ tokens, and the text may have 256", done.stderr)
+
+
+def test_a_stop_string_ends_the_text(predict: Predict) -> None:
     whole = predict("-i", PROMPT, "--temperature", "0").stdout.removesuffix("\n")
     stop = whole[-30:-25]
     cut = predict("-i", PROMPT, "--temperature", "0", "--stop", "never ever", "--stop", stop).stdout
@@ -314,14 +349,48 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def test_on_a_terminal_it_asks_and_an_empty_line_ends_it(mini: Converted, terminal: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("typed", "prompts"), [(f"{PROMPT}\nThe\n\n", [PROMPT, "The"]), ("The\n\x04", ["The"]), ("\x04", [])]
+)
+def test_on_a_terminal_it_asks_until_an_empty_line_or_the_end(
+    mini: Converted, predict: Predict, terminal: tuple[int, int], typed: str, prompts: list[str]
+) -> None:
     person, program = terminal
-    os.write(person, f"{PROMPT}\nThe\n\n".encode())
-    words = [BIN / "omz_text_prediction", "-m", mini.folder, "--temperature", "0", "--max_tokens", "5"]
+    os.write(person, typed.encode())
+    how = ("--temperature", "0", "--max_tokens", "5")
+    words = [BIN / "omz_text_prediction", "-m", mini.folder, *how]
     done = subprocess.run(words, stdin=program, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [text.split(" ")[0] for text in done.stdout.split("\n\n")] == ["If", "The"]
-    assert done.stderr.count("> ") == 3
+    inputs = [word for prompt in prompts for word in ("-i", prompt)]
+    assert done.stdout == (predict(*inputs, *how).stdout if inputs else "")
+    assert done.stderr.count("> ") == typed.count("\n") + typed.count("\x04")
+    assert done.stderr.endswith("> \n" if "\x04" in typed else "> ")
+    assert "Error" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_interrupt_and_a_reader_that_goes_end_it_in_the_midst_of_a_text(mini: Converted, closed: bool) -> None:
+    many = [word for _ in range(50) for word in ("-i", PROMPT)]
+    words = [BIN / "omz_text_prediction", "-m", mini.folder, "--temperature", "0", "--max_tokens", "250", *many]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert process.stderr
+            assert process.stdout.read(len(PROMPT) + 5).startswith(PROMPT.encode())
+            if closed:
+                process.stdout.close()
+            else:
+                process.send_signal(signal.SIGINT)
+                assert process.stdout.read().endswith(b"\n")
+            said = process.stderr.read().decode()
+            assert process.wait(300) == (1 if closed else 130)
+        finally:
+            process.kill()
+    assert said.count("tokens/s") < 50
+    assert said.endswith("Interrupted.\n") == (not closed)
+    assert "Traceback" not in said
+    assert "Error" not in said
 
 
 def test_a_terminal_is_not_steered_by_a_text(mini: Converted, terminal: tuple[int, int]) -> None:

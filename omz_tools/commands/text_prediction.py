@@ -13,7 +13,7 @@ from pathlib import Path
 from omz_tools.commands.arguments import Parser, positive, run
 from omz_tools.descriptors import zoo
 from omz_tools.descriptors.descriptor import PRECISIONS
-from omz_tools.errors import SelectionError, context
+from omz_tools.errors import OmzError, SelectionError, context
 from omz_tools.generation import continuing, places
 from omz_tools.generation.continuing import Ending, Model, Step, Wish
 from omz_tools.generation.places import Place
@@ -45,15 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.temperature and args.seed is None:
             reporter.note(f"--seed {seed} gives the same text again")
         batches = list(_batches(args.input, args.batch_size)) if args.input else ([line] for line in _lines())
-        failed, number = False, 0
-        for number, prompts in enumerate(batches, 1):
-            try:
-                _continue(model, prompts, wish, reporter, first=number == 1)
-            except SelectionError as error:  # of a prompt; the next one may be better
-                reporter.error(error)
-                failed = True
-        if not number:
-            raise SelectionError("there is no prompt", hint="Give one with -i, or a line of standard input for each.")
+        failed = shown = False
+        for batch in batches:
+            prompts: list[tuple[str, list[int]]] = []
+            for prompt in batch:
+                try:
+                    prompts.append((prompt, model.encode(prompt)))
+                except SelectionError as error:  # of this prompt; the others may be better
+                    reporter.error(error)
+                    failed = True
+            if prompts:
+                _continue(model, prompts, wish, reporter, first=not shown)
+                shown = True
         return 1 if failed else 0
 
     return run(work, reporter)
@@ -142,33 +145,46 @@ def _batches(prompts: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of standard input that are not empty; on a terminal, until one is."""
-    if sys.stdin is None:
-        return
-    asked = sys.stdin.isatty()
+    """The lines of standard input that are not empty; on a terminal, until one is.
+
+    Raises:
+        SelectionError: there are none, or they are no text.
+    """
+    asked = sys.stdin is not None and sys.stdin.isatty()
+    given = False
     while True:
         if asked:
             print("> ", end="", file=sys.stderr, flush=True)
         try:
-            line = sys.stdin.readline()
+            line = sys.stdin.readline() if sys.stdin else ""
         except UnicodeDecodeError as error:
             raise SelectionError(f"standard input is not text: {error}", hint="Write it in UTF-8.") from None
-        if not line or (asked and not line.strip()):
-            return
         if line.strip():
+            given = True
             yield line.rstrip("\r\n")
+        elif asked or not line:
+            break
+    if asked and not line:  # Ctrl-D leaves the cursor behind the question
+        print(file=sys.stderr)
+    if not asked and not given:
+        raise SelectionError("there is no prompt", hint="Give one with -i, or a line of standard input for each.")
 
 
-def _continue(model: Model, prompts: list[str], wish: Wish, reporter: Reporter, *, first: bool) -> None:
-    """Write the continuations of prompts that are computed together, and what it took."""
-    ids = [model.encode(prompt) for prompt in prompts]
-    output = _Output(prompts, first=first)
+def _continue(
+    model: Model, prompts: list[tuple[str, list[int]]], wish: Wish, reporter: Reporter, *, first: bool
+) -> None:
+    """Write the continuations of prompts, each given with its token ids, computed together; and what it took."""
+    output = _Output([prompt for prompt, _ in prompts], first=first)
     began, arrived = time.monotonic(), None
     tokens = 0
-    for step in continuing.continued(model, ids, wish):
-        output.take(step)
-        tokens += 1
-        arrived = arrived or time.monotonic()
+    try:
+        for step in continuing.continued(model, [ids for _, ids in prompts], wish):
+            output.take(step)
+            tokens += 1
+            arrived = arrived or time.monotonic()
+    except (KeyboardInterrupt, OmzError):
+        output.cut()
+        raise
     seconds, until = time.monotonic() - began, (arrived or began) - began
     lines = [f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.1f} tokens/s, the first after {until:.2f} s"]
     full = Counter(output.ends.values())["context"]
@@ -193,6 +209,10 @@ class _Output:
         if step.ended:
             self.ends[step.row] = step.ended
         self._show()
+
+    def cut(self) -> None:
+        """Nothing more comes, and what is said of it begins a line."""
+        self._put("\n")
 
     def _show(self) -> None:
         """Write what there is of the text whose turn it is, and of the next ones when it has ended."""

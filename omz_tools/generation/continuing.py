@@ -105,6 +105,7 @@ def load(place: Place, device: str = "CPU", longest: int | None = None) -> Model
         MissingError: nobody says how many positions the model has.
         CheckpointError, ConversionError, ModelError, SelectionError: see `Tokenizer` and `predictors.load`.
     """
+    tokenizer = Tokenizer(place.tokenizer)
     known = [number for number in (place.positions, longest) if number is not None]
     if not known:
         raise MissingError(
@@ -112,7 +113,7 @@ def load(place: Place, device: str = "CPU", longest: int | None = None) -> Model
             hint="Say it: --max_seq_len N, 1024 for gpt-2.",
         )
     positions = min(known)
-    return Model(predictors.load(place.xml, positions, device), Tokenizer(place.tokenizer), positions)
+    return Model(predictors.load(place.xml, positions, device), tokenizer, positions)
 
 
 class _Row:
