@@ -63,7 +63,7 @@ def convert(
         model.set_rt_info(value, ["omz_tools", key])
     for precision, xml in targets.items():
         if state:
-            model.set_rt_info(stateful.CACHE[precision], ["runtime_options", "KV_CACHE_PRECISION"])
+            stateful.ask_for_cache(model, precision)
         try:
             openvino.save_model(model, xml, compress_to_fp16=precision == "FP16")
         except Exception as error:

@@ -15,6 +15,19 @@ BEAMS = "beam_idx"
 # The type of keys and values in the state. OpenVINO's CPU plugin would keep them in 8 bits if the IR did not ask for
 # another one, and greedy texts would leave PyTorch's after some twenty tokens.
 CACHE: Mapping[Precision, str] = {"FP32": "f32", "FP16": "f16"}
+CACHE_SETTING = "KV_CACHE_PRECISION"
+# Where in the rt_info of an IR OpenVINO looks for it.
+_PLACE = ["runtime_options", CACHE_SETTING]
+
+
+def ask_for_cache(model: Any, precision: Precision) -> None:
+    """Have an IR of a precision ask for the type of its keys and values."""
+    model.set_rt_info(CACHE[precision], _PLACE)
+
+
+def asks_for_cache(model: Any) -> str | None:
+    """The type of keys and values that an IR asks for; None if it does not."""
+    return str(model.get_rt_info(_PLACE).astype(str)) if model.has_rt_info(_PLACE) else None
 
 
 def add_state(model: Any) -> None:

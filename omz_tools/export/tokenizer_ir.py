@@ -9,6 +9,7 @@ from omz_tools.cache.stages import Ingredients
 from omz_tools.errors import CheckpointError, MissingError
 from omz_tools.export import nodes
 from omz_tools.export.checkpoint import CONFIG
+from omz_tools.export.tokenizer import PARTS, WHOLE
 from omz_tools.system import libraries
 
 # Goes up whenever this module makes other files of the same ingredients.
@@ -16,12 +17,11 @@ FORMAT = 1
 
 # The names are those that openvino_genai.LLMPipeline looks for in a folder.
 MODEL = "openvino_model"
-_TOKENIZERS = ("openvino_tokenizer", "openvino_detokenizer")
+TOKENIZERS = ("openvino_tokenizer", "openvino_detokenizer")
 
-# What a tokenizer may consist of as transformers saves it, each with all that it needs.
-_WHOLE, _PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
+# The tokenizer as transformers saves it, and settings.
 _COPIED = (
-    CONFIG, "generation_config.json", _WHOLE, "tokenizer_config.json", *_PARTS, "special_tokens_map.json",
+    CONFIG, "generation_config.json", WHOLE, "tokenizer_config.json", *PARTS, "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
 
@@ -32,9 +32,9 @@ def copied(present: Collection[str]) -> list[str]:
     Raises:
         MissingError: there is no tokenizer among them.
     """
-    if _WHOLE not in present and not set(_PARTS) <= set(present):
+    if WHOLE not in present and not set(PARTS) <= set(present):
         raise MissingError(
-            f"the descriptor pins no tokenizer: neither {_WHOLE} nor {' and '.join(_PARTS)}",
+            f"the descriptor pins no tokenizer: neither {WHOLE} nor {' and '.join(PARTS)}",
             hint="A model with a state is made for texts. Add them with omz_pin, and run omz_downloader again.",
         )
     return [name for name in _COPIED if name in present]
@@ -42,7 +42,7 @@ def copied(present: Collection[str]) -> list[str]:
 
 def names(present: Collection[str]) -> list[str]:
     """All files of the folder, the model first. Raises as `copied` does."""
-    irs = [f"{name}{suffix}" for name in (MODEL, *_TOKENIZERS) for suffix in (".xml", ".bin")]
+    irs = [f"{name}{suffix}" for name in (MODEL, *TOKENIZERS) for suffix in (".xml", ".bin")]
     return irs + copied(present)
 
 
@@ -88,7 +88,7 @@ def write(checkpoint: Path, present: Collection[str], targets: Iterable[Path]) -
     for folder in targets:
         for name in names:
             shutil.copyfile(checkpoint / name, folder / name)
-        for name, model in zip(_TOKENIZERS, models, strict=True):
+        for name, model in zip(TOKENIZERS, models, strict=True):
             model.set_friendly_name(name)
             nodes.rename(model, tensors=True)
             openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omz_tools.conversion import planning
-from omz_tools.descriptors.descriptor import PRECISIONS
+from omz_tools.descriptors.descriptor import PRECISIONS, VARIANTS
 from omz_tools.descriptors.zoo import Model
 from omz_tools.errors import CheckpointError, MissingError, ModelError, SelectionError
 from omz_tools.export import checkpoint, tokenizer
+from omz_tools.export.tokenizer_ir import TOKENIZERS
 
 # Nearest to the checkpoint first: where nobody asks for another one, the text is PyTorch's.
 _ORDER = ("FP32", "FP16", *PRECISIONS)
 # The folder of IRs with a key/value cache, which are the faster ones, and that of the others.
-_VARIANTS = ("stateful", "")
-# IRs of a tokenizer, as OpenVINO GenAI calls them, which lie beside that of their model.
-_TOKENIZERS = ("openvino_tokenizer", "openvino_detokenizer")
+_VARIANTS = (*VARIANTS, "")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _ir(folder: Path, precision: str | None) -> Path | None:
     wanted = (precision,) if precision else _ORDER
     below = [folder / variant / one for variant in _VARIANTS for one in wanted]
     for place in below if precision else [folder, *below]:
-        found = [xml for xml in sorted(place.glob("*.xml")) if xml.stem not in _TOKENIZERS]
+        found = [xml for xml in sorted(place.glob("*.xml")) if xml.stem not in TOKENIZERS]
         if len(found) > 1:
             names = ", ".join(xml.name for xml in found)
             raise ModelError(f"{place} has several IRs: {names}", hint="Say which one: --model FILE.xml")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omz_tools.errors import ModelError, SelectionError
-from omz_tools.export import ir
+from omz_tools.export import ir, stateful
 from omz_tools.system import libraries
 
 # Processors with bf16 units would use them unasked, and the text would be another one.
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32"}
-# OpenVINO's CPU plugin would keep keys and values in 8 bits, and greedy texts leave PyTorch's after some twenty tokens.
-_CACHE_SETTING, _CACHE_PRECISION = "KV_CACHE_PRECISION", "f16"
+# For an IR with a state that does not say how it is to be kept; see `stateful.CACHE`.
+_CACHE_PRECISION = "f16"
 _LAST = "last"
 _BLOCK = 8  # tokens
 
@@ -83,7 +83,12 @@ class _Stateless:
         self.vocabulary: int = model.outputs[0].get_partial_shape()[2].get_length()
         self._positions = positions
         self._xml, self._type = xml, model.inputs[0].get_element_type().to_dtype()
-        _give_last_alone(model)
+        opset = libraries.load("openvino.opset13")
+        last = opset.parameter([-1, 1], libraries.load("numpy").int64, name=_LAST)
+        last.output(0).set_names({_LAST})
+        _give_one_alone(model, last, 1)
+        model.add_parameters([last])
+        model.validate_nodes_and_infer_types()
         self._compiled = _compile(xml, model, device, _SETTINGS)
 
     def logits(self, rows: Sequence[Sequence[int]]) -> Any:
@@ -96,22 +101,19 @@ class _Stateless:
         return _run(self._xml, self._compiled, {0: ids, _LAST: last})[:, 0]
 
 
-def _give_last_alone(model: Any) -> None:
-    """Let a model compute logits [B, 1, vocabulary] of one position of each row alone, which a new input [B, 1] names.
+def _give_one_alone(model: Any, position: Any, batch_dims: int = 0) -> None:
+    """Let a model compute the logits of one position of each row alone, of which a node gives the index.
 
-    Of all positions, they take a third of gpt-2's work and 200 kB of memory each.
+    Those of all positions take a third of gpt-2's work, and 200 kB of memory each.
     """
     opset = libraries.load("openvino.opset13")
-    last = opset.parameter([-1, 1], libraries.load("numpy").int64, name=_LAST)
-    last.output(0).set_names({_LAST})
     scores = model.outputs[0].get_partial_shape()
     port = model.outputs[0].get_node().input(0)
     product = port.get_source_output().get_node()
     if product.get_type_name() == "MatMul" and product.get_input_partial_shape(0).rank == scores.rank:
         port = product.input(0)
-    port.replace_source_output(opset.gather(port.get_source_output(), last, opset.constant(1), 1).output(0))
-    model.add_parameters([last])
-    model.validate_nodes_and_infer_types()
+    one = opset.gather(port.get_source_output(), position, opset.constant(1), batch_dims)
+    port.replace_source_output(one.output(0))
 
 
 class _Stateful:
@@ -124,11 +126,12 @@ class _Stateful:
     def __init__(self, xml: Path, model: Any, device: str) -> None:
         self.vocabulary: int = model.outputs[0].get_partial_shape()[2].get_length()
         self._xml = xml
-        asked = model.has_rt_info(["runtime_options", _CACHE_SETTING])
-        kept = model.get_rt_info(["runtime_options", _CACHE_SETTING]).astype(str) if asked else _CACHE_PRECISION
+        kept = stateful.asks_for_cache(model) or _CACHE_PRECISION
         self.way = f"with a key/value cache in {kept}"
         self._inputs = {port.get_any_name() for port in model.inputs}
-        self._request = _compile(xml, model, device, _SETTINGS, {_CACHE_SETTING: kept}).create_infer_request()
+        _give_one_alone(model, libraries.load("openvino.opset13").constant([-1]))
+        model.validate_nodes_and_infer_types()
+        self._request = _compile(xml, model, device, _SETTINGS, {stateful.CACHE_SETTING: kept}).create_infer_request()
         self._rows: list[list[int]] = []
         self._mask: Any = None
 
