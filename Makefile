@@ -17,13 +17,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 run: $(VENV)/run.stamp
 	$(BIN)/omz_downloader --name gpt-2-mini -o $(MODELS)
-	$(BIN)/omz_converter --name gpt-2-mini -d $(MODELS)
+	$(BIN)/omz_converter --name gpt-2-mini -d $(MODELS) --variant stateful
 	@echo
 	$(BIN)/omz_text_prediction --name gpt-2-mini -d $(MODELS) -i "$(PROMPT)" --temperature 0
 	@echo
 	@echo "The same for gpt-2 (0.55 GB from the Hugging Face Hub):"
 	@echo "  $(BIN)/omz_downloader --name gpt-2 -o $(MODELS)"
-	@echo "  $(BIN)/omz_converter --name gpt-2 -d $(MODELS)"
+	@echo "  $(BIN)/omz_converter --name gpt-2 -d $(MODELS) --variant stateful"
 	@echo "  $(BIN)/omz_text_prediction --name gpt-2 -d $(MODELS) -i \"$(PROMPT)\""
 
 # A file's tests stay together: some share a model that takes a while to convert. The order is that of tests/conftest.py.

@@ -14,7 +14,7 @@ from omz_tools.commands.arguments import Parser, positive, run
 from omz_tools.descriptors import zoo
 from omz_tools.descriptors.descriptor import PRECISIONS
 from omz_tools.errors import OmzError, SelectionError, context
-from omz_tools.generation import continuing, places
+from omz_tools.generation import continuing, places, sampling
 from omz_tools.generation.continuing import Ending, Model, Step, Wish
 from omz_tools.generation.places import Place
 from omz_tools.generation.sampling import Sampling
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = _place(args)
         began = time.monotonic()
         model = continuing.load(place, args.device.upper(), args.max_seq_len)
+        sampling.chooser(wish.sampling)  # loads what draws: that takes seconds, and is no part of the first text
         seconds = time.monotonic() - began
         reporter.note(f"{place.xml} on {args.device.upper()}, {model.predictor.way}; loaded in {seconds:.2f} s")
         if args.temperature and args.seed is None:
