@@ -111,7 +111,7 @@ def test_the_committed_page_is_what_the_command_prints(run: Command, name: str) 
 def test_a_page_has_the_parts_that_people_look_for(name: str) -> None:
     page = model_page.of(zoo.find()[name].load())
     assert re.findall(r"^## (.*)$", page, re.M) == [
-        "Use case", "Specification", "Accuracy", "Input", "Output", "Download and convert", "License",
+        "Use case", "Specification", "Accuracy", "Input", "Output", "Download and convert", "Demo usage", "License",
     ]  # fmt: skip
     assert f"omz_converter --name {name}" in page
     for words in ("| original | `input_ids` |", "| converted, ONNX and IR | `input` | `B, L` | i64 |",

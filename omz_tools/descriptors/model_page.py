@@ -30,6 +30,7 @@ def of(model: Model) -> str:
         ["## Input", *_tensors(said.export.inputs, said.export, _meaning_of_input(said))],
         ["## Output", *_tensors(said.export.outputs, said.export, _MEANING_OF_OUTPUT), _PROBABILITIES],
         ["## Download and convert", *_download(model, said.export)],
+        ["## Demo usage", *_demo(model.name)] if said.task_type == "text_prediction" else [],
         ["## License", f"The checkpoint is distributed under [its own license]({said.license})."],
     )
     return "\n\n".join(text for part in parts for text in part) + "\n"
@@ -105,6 +106,18 @@ def _download(model: Model, export: Export) -> Iterator[str]:
     ]
     width = max(len(left) for left, _ in lines) + 2
     yield "\n".join([f"    {model.subdirectory}/", *(f"    {left:{width}}{right}" for left, right in lines)])
+
+
+def _demo(name: str) -> Iterator[str]:
+    yield (
+        f"    omz_converter --name {name} --variant stateful\n"
+        f'    omz_text_prediction --name {name} -i "The beginning of a text"'
+    )
+    yield _wrapped(
+        "`--variant stateful` adds IRs with a key/value cache, in which a text comes fast: `stateful/FP16` and "
+        "`stateful/FP32`, folders that `openvino_genai.LLMPipeline` loads, too. Without it, the demo runs the IR "
+        "above, and computes the whole text anew for each token."
+    )
 
 
 def _wrapped(paragraph: str) -> str:
