@@ -180,15 +180,17 @@ def test_the_parts_of_a_text_are_the_text(ids: list[int]) -> None:
     assert "".join([*map(stream.add, ids), stream.end()]) == TOKENIZER.decode(ids)
 
 
-@given(st.text(max_size=20))
-def test_each_part_is_whole_characters_as_soon_as_they_are_whole(text: str) -> None:
-    stream, ids = Stream(TOKENIZER.decode), TOKENIZER.encode(text)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=12), st.integers(1, 5))
+def test_each_part_is_whole_characters_as_soon_as_they_are_whole(text: str, size: int) -> None:
+    data = text.encode()
+    pieces = [data[begin : begin + size] for begin in range(0, len(data), size)]
+    stream = Stream(lambda ids: b"".join(pieces[number] for number in ids).decode(errors="replace"))
     shown = ""
-    for count, token in enumerate(ids, 1):
-        shown += stream.add(token)
-        so_far = TOKENIZER.decode(ids[:count])
-        assert shown == (so_far[:-1] if so_far.endswith("\ufffd") else so_far)
-    assert shown + stream.end() == text
+    for number in range(len(pieces)):
+        shown += stream.add(number)
+        assert shown == data[: (number + 1) * size].decode(errors="ignore")
+    assert shown == text
+    assert stream.end() == ""
 
 
 def test_a_character_of_four_tokens_comes_with_the_last() -> None:
@@ -285,6 +287,18 @@ def test_several_prompts_come_one_after_the_other_whether_computed_together_or_n
     texts = [predict(*inputs, *how, "--batch_size", size).stdout for size in ("1", "3")]
     alone = [predict("-i", prompt, *how).stdout for prompt in PROMPTS]
     assert texts[0] == texts[1] == "\n".join(alone)
+
+
+def test_a_prompt_must_leave_room_for_one_token(predict: Predict) -> None:
+    words = " the" * (POSITIONS - 1)
+    assert len(TOKENIZER.encode(words)) == POSITIONS - 1
+    done = predict("-i", words, "--temperature", "0")
+    assert done.returncode == 0
+    assert re.search(r"^1 token, ", done.stderr, re.M)
+    assert done.stdout.startswith(words)
+    full = predict("-i", words + " the", "--temperature", "0")
+    assert (full.returncode, full.stdout) == (1, "")
+    assert "the prompt has 256 tokens, and the text may have 256, the prompt counted" in full.stderr
 
 
 def test_a_bad_prompt_stops_none_of_those_that_are_computed_with_it(
@@ -471,7 +485,11 @@ WRONG: list[tuple[Callable[[Path], object] | None, str, str]] = [
     ),
     (
         lambda model: an_ir(model / XML, [-1, -1], lambda x: ov.convert(x, "f32")), "",
-        r"does not give logits \[B, L, vocabulary\]",
+        r"does not give logits \[B, L, vocabulary\], but \[\?,\?\]",
+    ),
+    (
+        lambda model: an_ir(model / XML, [-1, -1], lambda x: ov.unsqueeze(ov.convert(x, "f32"), 0)), "",
+        r"does not give logits \[B, L, vocabulary\], but \[1,\?,\?\]",
     ),
     (None, "-m {folder}/model/FP32/gpt-2-mini.xml --precision FP16", "is one IR, and FP16 is asked for"),
     (None, "-m {folder}/model --precision FP16-INT8", "An IR in .*FP16-INT8 is not there"),

@@ -187,7 +187,8 @@ def _continue(
         output.cut()
         raise
     seconds, until = time.monotonic() - began, (arrived or began) - began
-    lines = [f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.1f} tokens/s, the first after {until:.2f} s"]
+    count = f"{tokens:,} token" + ("" if tokens == 1 else "s")
+    lines = [f"{count}, {tokens / max(seconds, 1e-9):,.1f} tokens/s, the first after {until:.2f} s"]
     full = Counter(output.ends.values())["context"]
     if full:
         texts = "the text ends" if len(prompts) == 1 else f"{full} of {len(prompts)} texts end"
