@@ -115,6 +115,17 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
 
 @pytest.fixture(scope="session")
+def stateful(mini: Converted, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """gpt-2-mini with the stateful variant beside the contract's IR, which was there before."""
+    root = tmp_path_factory.mktemp("stateful")
+    shutil.copytree(mini.folder, root / "public" / "gpt-2-mini")
+    words = ("omz_converter", "--name", "gpt-2-mini", "--variant", "stateful", "--cache_dir", "cache")
+    done = run_command(*words, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Converted(root / "public" / "gpt-2-mini", mini.downloaded, done.stdout)
+
+
+@pytest.fixture(scope="session")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """gpt-2 at its true size with random weights: served by the stand-in Hub, taken to IR by the commands."""
     root = tmp_path_factory.mktemp("full-size")

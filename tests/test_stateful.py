@@ -212,17 +212,6 @@ def test_rows_of_the_state_go_where_the_beams_say(irs: dict[str, Path], small: C
 # ---- the folder
 
 
-@pytest.fixture(scope="module")
-def stateful(mini: Converted, tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """gpt-2-mini with the variant beside the contract's IR, which was there before."""
-    root = tmp_path_factory.mktemp("stateful")
-    shutil.copytree(mini.folder, root / "public" / "gpt-2-mini")
-    words = ("omz_converter", "--name", "gpt-2-mini", "--variant", "stateful", "--cache_dir", "cache")
-    done = run_command(*words, cwd=root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Converted(root / "public" / "gpt-2-mini", mini.downloaded, done.stdout)
-
-
 def again(stateful: Converted, *words: str | Path) -> str:
     root = stateful.folder.parents[1]
     done = run_command("omz_converter", "--name", "gpt-2-mini", "--variant", "stateful", *words, cwd=root)

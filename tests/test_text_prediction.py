@@ -26,7 +26,7 @@ from omz_tools.commands import text_prediction
 from omz_tools.descriptors import zoo
 from omz_tools.errors import ModelError
 from omz_tools.export.tokenizer import Tokenizer
-from omz_tools.generation import continuing, places, sampling
+from omz_tools.generation import continuing, places, predictors, sampling
 from omz_tools.generation.continuing import Model, Step, Wish
 from omz_tools.generation.sampling import Sampling
 from omz_tools.generation.streaming import Stream
@@ -42,6 +42,7 @@ PROMPTS = (
     "",
     "Changed in version 3.12: Added the parameters of the naïve 本 function.\n\n   >>> import",
 )
+IRS = ("FP32", "stateful/FP32")
 DRAWN = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=7)
 
 
@@ -51,9 +52,15 @@ def reference() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(mini: Converted) -> Model:
-    """gpt-2-mini's FP32 IR."""
-    return continuing.load(places.of_path(mini.folder, "FP32"))
+def models(stateful: Converted) -> dict[str, Model]:
+    """gpt-2-mini's FP32 IRs: one computes each text anew, the other one keeps a state."""
+    return {ir: continuing.load(places.of_path(stateful.folder / ir)) for ir in IRS}
+
+
+@pytest.fixture(params=IRS)
+def model(models: dict[str, Model], request: pytest.FixtureRequest) -> Model:
+    found: Model = models[request.param]
+    return found
 
 
 def greedy(max_tokens: int) -> Wish:
@@ -93,16 +100,17 @@ def tokens(row: list[Step]) -> list[int]:
 
 @pytest.mark.parametrize(("prompt", "most"), [(PROMPT, 1000), *((prompt, 40) for prompt in PROMPTS[1:])])
 def test_greedy_tokens_are_those_of_transformers_up_to_the_end_of_the_context(
-    model: Model, reference: Any, prompt: str, most: int
+    models: dict[str, Model], reference: Any, prompt: str, most: int
 ) -> None:
-    ids = model.encode(prompt)
+    ids = models["FP32"].encode(prompt)
     count = min(most, POSITIONS - len(ids))
     assert count == 40 or count > 200
     wanted = generated(reference, ids, Sampling(temperature=0), max_new_tokens=count).sequences[0]
-    [row] = steps(model, [prompt], greedy(most))
-    assert ids + tokens(row) == wanted.tolist()
-    assert [step.ended for step in row] == [None] * (count - 1) + ["context" if most > count else "length"]
-    assert "".join(step.text for step in row) == TOKENIZER.decode(tokens(row))
+    for model in models.values():
+        [row] = steps(model, [prompt], greedy(most))
+        assert ids + tokens(row) == wanted.tolist()
+        assert [step.ended for step in row] == [None] * (count - 1) + ["context" if most > count else "length"]
+        assert "".join(step.text for step in row) == TOKENIZER.decode(tokens(row))
 
 
 def test_the_token_that_ends_a_document_ends_the_text_and_is_not_shown(tmp_path: Path) -> None:
@@ -119,11 +127,10 @@ def test_the_token_that_ends_a_document_ends_the_text_and_is_not_shown(tmp_path:
     assert "".join(step.text for step in row) == TOKENIZER.decode([2046, 2047])
 
 
-@pytest.mark.parametrize("seed", range(2))
 def test_drawn_tokens_are_those_of_transformers_with_the_same_seed_and_so_are_their_alternatives(
-    model: Model, reference: Any, seed: int
+    model: Model, reference: Any
 ) -> None:
-    ids, how = model.encode(PROMPT), Sampling(0.8, 40, 0.95, seed, alternatives=5)
+    ids, how = model.encode(PROMPT), Sampling(0.8, 40, 0.95, seed=1, alternatives=5)
     wanted = generated(reference, ids, how, max_new_tokens=80)
     [row] = steps(model, [PROMPT], Wish(80, how))
     assert tokens(row) == wanted.sequences[0, len(ids) :].tolist()
@@ -134,6 +141,44 @@ def test_drawn_tokens_are_those_of_transformers_with_the_same_seed_and_so_are_th
         assert [value for _, value in step.choice.alternatives] == pytest.approx(
             [value for _, value in known], rel=1e-3
         )
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_a_state_changes_no_answer_whatever_was_asked_before(models: dict[str, Model], data: st.DataObject) -> None:
+    anew, kept = (models[ir].predictor for ir in IRS)
+    rows = [[1]]
+    for _ in range(data.draw(st.integers(1, 6))):
+        # Rows of the last call in any order, each with some tokens more, or none; and rows that have nothing of it.
+        begun = st.sampled_from([*rows, [], [5, 6, 7]])
+        more = st.lists(st.integers(0, 9), min_size=1, max_size=data.draw(st.integers(1, 3)))
+        rows = data.draw(st.lists(st.builds(list.__add__, begun, more), min_size=1, max_size=4))
+        assert kept.logits(rows) == pytest.approx(anew.logits(rows), abs=2e-4)
+        rows = [row[: data.draw(st.integers(1, len(row)))] for row in rows]
+
+
+def test_a_model_with_a_state_is_given_what_is_new_alone(tmp_path: Path) -> None:
+    # The likeliest token is the number of those that this run was given, and the state is there in name alone.
+    ids, mask = (ov.parameter([-1, -1], np.int64, name=name) for name in ("input_ids", "attention_mask"))
+    for port in (ids, mask):
+        port.output(0).set_names({port.get_friendly_name()})
+    state = ov.read_value(ov.constant(np.zeros(1, np.float32)), "state", openvino.Type.f32, [1])
+    count = ov.gather(ov.shape_of(ids, "i64"), ov.constant([1]), ov.constant(0))
+    given = ov.add(ov.multiply(ids, ov.constant(np.int64(0))), count)
+    logits = ov.add(ov.one_hot(given, 16, np.float32(1), np.float32(0), -1), state)
+    openvino.save_model(
+        openvino.Model([ov.result(logits)], [ov.assign(state, "state")], [ids, mask]), tmp_path / "counting.xml"
+    )
+    predictor = predictors.load(tmp_path / "counting.xml", POSITIONS)
+
+    def given_to(*rows: list[int]) -> list[int]:
+        return predictor.logits(rows).argmax(-1).tolist()
+
+    assert given_to([1, 2, 3], [4]) == [3, 3]
+    assert given_to([1, 2, 3, 5], [4, 5]) == [1, 1]
+    assert given_to([4, 5, 6, 7]) == [2]
+    assert given_to([4, 5, 6, 7]) == [4]
+    assert given_to([4, 5, 6, 8]) == [4]
 
 
 def test_alternatives_without_a_temperature_are_the_models_own(model: Model, reference: Any) -> None:
@@ -243,19 +288,19 @@ Predict = Callable[..., Done]
 
 
 @pytest.fixture
-def predict(mini: Converted, capsys: pytest.CaptureFixture[str]) -> Predict:
+def predict(stateful: Converted, capsys: pytest.CaptureFixture[str]) -> Predict:
     """The command on gpt-2-mini, in this process, which has loaded all it needs."""
 
     def predict(*words: str) -> Done:
         capsys.readouterr()
-        status = text_prediction.main(["--name", "gpt-2-mini", "-d", str(mini.folder.parents[1]), *words])
+        status = text_prediction.main(["--name", "gpt-2-mini", "-d", str(stateful.folder.parents[1]), *words])
         return Done(status, *capsys.readouterr())
 
     return predict
 
 
 def test_the_text_alone_is_on_standard_output_and_what_it_took_on_standard_error(
-    predict: Predict, mini: Converted, reference: Any
+    predict: Predict, stateful: Converted, reference: Any
 ) -> None:
     done = predict("-i", PROMPT, "--temperature", "0", "--max_tokens", "50", "--max-seq-len", "30")
     assert done.returncode == 0, done.stderr
@@ -263,20 +308,22 @@ def test_the_text_alone_is_on_standard_output_and_what_it_took_on_standard_error
     wanted = generated(reference, ids, Sampling(temperature=0), max_new_tokens=30 - len(ids)).sequences[0]
     assert done.stdout == TOKENIZER.decode(wanted.tolist()) + "\n"
     lines = done.stderr.splitlines()
-    assert lines[0].startswith(str(mini.folder / "FP32" / "gpt-2-mini.xml") + " on CPU, no key/value cache: ")
+    xml = stateful.folder / "stateful" / "FP32" / "openvino_model.xml"
+    assert lines[0].startswith(f"{xml} on CPU, with a key/value cache in f32; loaded in ")
     assert re.fullmatch(rf"{30 - len(ids)} tokens, [\d.,]+ tokens/s, the first after \d+\.\d\d s", lines[1])
     assert lines[2:] == ["The context of 30 tokens is full: the text ends there."]
 
 
 def test_a_seed_gives_the_same_text_again_and_one_that_was_not_given_is_told(predict: Predict) -> None:
     first = predict("-i", PROMPT, "--precision", "FP16")
-    assert "/FP16/gpt-2-mini.xml" in first.stderr
+    assert "/stateful/FP16/openvino_model.xml on CPU, with a key/value cache in f16; " in first.stderr
     [seed] = re.findall(r"^--seed (\d+) gives the same text again$", first.stderr, re.M)
     words = ("-i", PROMPT, "--precision", "FP16", "--max_tokens", "40", "--top_p", "0.9")
     again = predict(*words, "--seed", seed)
     other = predict(*words, "--seed", str(int(seed) + 1))
     assert first.stdout == again.stdout != other.stdout
     assert "--seed" not in again.stderr
+    assert re.findall(r"^--seed (\d+)", predict("-i", PROMPT, "--max_tokens", "1").stderr, re.M) != [seed]
 
 
 def test_several_prompts_come_one_after_the_other_whether_computed_together_or_not(
@@ -327,6 +374,7 @@ def test_the_command_line_of_open_model_zoos_demo(mini: Converted, run: Command,
         "--dynamic_shape", "--max_seq_len", "1024", "--device", "cpu",
     )  # fmt: skip
     assert demo.returncode == 0, demo.stderr
+    assert "gpt-2-mini.xml on CPU, no key/value cache: the whole text is computed anew for each token; " in demo.stderr
     ours = run("omz_text_prediction", "-m", mini.folder / "FP16", "-i", PROMPT, "--max_tokens", "9", "--temperature=0")
     assert demo.stdout == ours.stdout
     (tmp_path / "words" / "config.json").unlink()
