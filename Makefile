@@ -67,17 +67,17 @@ $(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
 	    "Python 3.11 to 3.14 is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the libraries; this takes a few minutes."
-	$(BIN)/python -m pip install --quiet --editable '.[pytorch]'
+	$(BIN)/python -m pip install --quiet --editable '.[pytorch,serve]'
 	@# pip compiles what it copies, and this package stays where it is; where Python may not, each start would do it.
 	$(BIN)/python -m compileall -q omz_tools
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(BIN)/python -m pip install --quiet --editable '.[pytorch,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[pytorch,serve,dev]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/run.stamp
-	$(BIN)/python -m pip install --quiet --editable '.[pytorch,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[pytorch,serve,bench]'
 	touch $@
 
 # Our constraints are of another set of versions.

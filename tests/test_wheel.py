@@ -43,7 +43,7 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_carries_the_descriptors_and_the_embedded_model(wheel: Path) -> None:
+def test_the_wheel_carries_the_descriptors_the_embedded_model_and_the_page(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         sizes = {info.filename: info.file_size for info in archive.infolist()}
@@ -51,6 +51,7 @@ def test_the_wheel_carries_the_descriptors_and_the_embedded_model(wheel: Path) -
     for name in ("gpt-2/model.yml", "gpt-2/README.md", *(f"gpt-2-mini/{name}" for name in mini)):
         assert f"omz_tools/model_configs/{name}" in names
     assert "omz_tools/py.typed" in names
+    assert {f"omz_tools/page/static/{path.name}" for path in (ROOT / "omz_tools/page/static").iterdir()} <= names
     assert not [name for name in names if "tests/" in name or name.endswith("train.py")]
     embedded = sum(size for name, size in sizes.items() if "/gpt-2-mini/" in name)
     assert embedded < 5_000_000

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import re
-import secrets
 import sys
 import time
 from collections import Counter
@@ -14,11 +13,12 @@ from omz_tools.commands.arguments import Parser, positive, run
 from omz_tools.descriptors import zoo
 from omz_tools.descriptors.descriptor import PRECISIONS
 from omz_tools.errors import OmzError, SelectionError, context
-from omz_tools.generation import continuing, places, sampling
+from omz_tools.generation import continuing, options, places, sampling
 from omz_tools.generation.continuing import Ending, Model, Step, Wish
 from omz_tools.generation.places import Place
 from omz_tools.generation.sampling import Sampling
 from omz_tools.progress.reporting import PlainReporter, Reporter, writing
+from omz_tools.system import libraries
 
 # What a terminal would act upon; a model may give it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -28,39 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 for an error, or 2 for wrong usage."""
     parser = _parser()
     args = parser.parse(argv)
-    if args.model and (args.download_dir or args.output_dir):
-        parser.error("-d and -o are folders of models that --name chooses from; a device is said with --device")
-    if bool(args.vocab) != bool(args.merges):
-        parser.error("--vocab and --merges go together")
+    _check(parser, args)
     reporter = PlainReporter(sys.stderr)  # standard output is for the text alone
-    seed = secrets.randbelow(1 << 32) if args.seed is None else args.seed
+    seed = options.new_seed() if args.seed is None else args.seed
     wish = Wish(args.max_tokens, Sampling(args.temperature, args.top_k, args.top_p, seed), tuple(args.stop))
 
-    def work() -> int:
-        place = _place(args)
-        began = time.monotonic()
-        model = continuing.load(place, args.device.upper(), args.max_seq_len)
-        sampling.chooser(wish.sampling)  # loads what draws: that takes seconds, and is no part of the first text
-        seconds = time.monotonic() - began
-        reporter.note(f"{place.xml} on {args.device.upper()}, {model.predictor.way}; loaded in {seconds:.2f} s")
-        if args.temperature and args.seed is None:
-            reporter.note(f"--seed {seed} gives the same text again")
-        batches = list(_batches(args.input, args.batch_size)) if args.input else ([line] for line in _lines())
-        failed = shown = False
-        for batch in batches:
-            prompts: list[tuple[str, list[int]]] = []
-            for prompt in batch:
-                try:
-                    prompts.append((prompt, model.encode(prompt)))
-                except SelectionError as error:  # of this prompt; the others may be better
-                    reporter.error(error)
-                    failed = True
-            if prompts:
-                _continue(model, prompts, wish, reporter, first=not shown)
-                shown = True
-        return 1 if failed else 0
-
-    return run(work, reporter)
+    work = _write if args.serve is None else _serve
+    return run(lambda: work(args, wish, reporter), reporter)
 
 
 def _parser() -> Parser:
@@ -96,7 +70,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--batch_size", type=positive, default=1, metavar="N", help="prompts at a time (default: 1)")
     parser.add_argument(
-        "--max_tokens", "--max_sample_token_num", type=positive, default=40, metavar="N",
+        "--max_tokens", "--max_sample_token_num", type=options.max_tokens, default=40, metavar="N",
         help="new tokens of each text (default: 40)",
     )  # fmt: skip
     parser.add_argument(
@@ -105,24 +79,112 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--dynamic_shape", action="store_true", help="changes nothing: texts are never filled up")
     parser.add_argument(
-        "--temperature", type=_temperature, default=1.0, metavar="T",
+        "--temperature", type=options.temperature, default=1.0, metavar="T",
         help="what logits are divided by before a token is drawn; 0: the most probable one, always (default: 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--top_k", type=_count, default=0, metavar="N", help="draw from the N most probable tokens (default: 0, all)"
-    )
+        "--top_k", type=options.top_k, default=0, metavar="N",
+        help="draw from the N most probable tokens (default: 0, all)",
+    )  # fmt: skip
     parser.add_argument(
-        "--top_p", type=_share, default=0.9, metavar="P",
+        "--top_p", type=options.top_p, default=0.9, metavar="P",
         help="draw from the most probable tokens that together have probability P (default: 0.9; 1: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=_seed, metavar="N", help="the same one gives the same text (default: another one each time)"
-    )
+        "--seed", type=options.seed, metavar="N",
+        help="the same one gives the same text (default: another one each time)",
+    )  # fmt: skip
     parser.add_argument(
-        "--stop", type=_stop, action="append", default=[], metavar="TEXT",
+        "--stop", type=options.stop, action="append", default=[], metavar="TEXT",
         help="end a text before this comes in it; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--serve", type=_port, nargs="?", const=8000, metavar="PORT",
+        help="serve a page to try the model with, and open it; the options above are what it begins with (default: "
+        "port 8000; 0: any that is free)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host", metavar="HOST",
+        help="the name or address that the page is served at, 0.0.0.0 for all of this machine; there is no password "
+        "(default: 127.0.0.1, which no other machine reaches)",
+    )  # fmt: skip
     return parser
+
+
+def _check(parser: Parser, args: argparse.Namespace) -> None:
+    """Wrong usage ends here."""
+    if args.model and (args.download_dir or args.output_dir):
+        parser.error("-d and -o are folders of models that --name chooses from; a device is said with --device")
+    if bool(args.vocab) != bool(args.merges):
+        parser.error("--vocab and --merges go together")
+    if args.host and args.serve is None:
+        parser.error("--host goes with --serve")
+    if args.serve is not None and (len(args.input or ()) > 1 or args.batch_size > 1):
+        parser.error("--serve begins with one prompt, and continues one at a time")
+
+
+def _load(args: argparse.Namespace, wish: Wish, reporter: Reporter) -> tuple[Place, Model]:
+    place, device = _place(args), args.device.upper()
+    began = time.monotonic()
+    model = continuing.load(place, device, args.max_seq_len)
+    sampling.chooser(wish.sampling)  # loads what draws: that takes seconds, and is no part of the first text
+    seconds = time.monotonic() - began
+    reporter.note(f"{place.xml} on {device}, {model.predictor.way}; loaded in {seconds:.2f} s")
+    return place, model
+
+
+def _write(args: argparse.Namespace, wish: Wish, reporter: Reporter) -> int:
+    """Continue all prompts, on standard output."""
+    _, model = _load(args, wish, reporter)
+    if args.temperature and args.seed is None:
+        reporter.note(f"--seed {wish.sampling.seed} gives the same text again")
+    batches = list(_batches(args.input, args.batch_size)) if args.input else ([line] for line in _lines())
+    failed = shown = False
+    for batch in batches:
+        prompts: list[tuple[str, list[int]]] = []
+        for prompt in batch:
+            try:
+                prompts.append((prompt, model.encode(prompt)))
+            except SelectionError as error:  # of this prompt; the others may be better
+                reporter.error(error)
+                failed = True
+        if prompts:
+            _continue(model, prompts, wish, reporter, first=not shown)
+            shown = True
+    return 1 if failed else 0
+
+
+def _serve(args: argparse.Namespace, wish: Wish, reporter: Reporter) -> int:
+    """Serve the page until a signal comes."""
+    for name in ("starlette", "uvicorn"):
+        libraries.load(name, extra="serve")
+    from omz_tools.page import application, serving
+
+    host = args.host or "127.0.0.1"
+    listener = serving.listening(host, args.serve)
+    place, model = _load(args, wish, reporter)
+    about = application.about(
+        model, wish, name=place.name, file=place.xml, device=args.device.upper(), prompt="".join(args.input or ()),
+        seed=args.seed,
+    )  # fmt: skip
+    if serving.open_here(listener):
+        reporter.note("Whoever reaches this machine can use the page; there is no password.")
+
+    def ready() -> None:
+        url = serving.address(listener)
+        with writing():
+            print(url, flush=True)
+        reporter.note("Ctrl-C ends it.")
+        serving.show(url)
+
+    serving.serve(model, about, wish, listener, host, ready)
+    return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 65535")
+    return int(text)
 
 
 def _place(args: argparse.Namespace) -> Place:
@@ -232,45 +294,6 @@ class _Output:
         with writing():
             sys.stdout.write(text)
             sys.stdout.flush()
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _temperature(text: str) -> float:
-    number = _number(text)
-    if number is None or not (number == 0 or 0.01 <= number <= 100):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a number from 0.01 to 100")
-    return number
-
-
-def _share(text: str) -> float:
-    number = _number(text)
-    if number is None or not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return number
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2**64 - 1")
-    return int(text)
-
-
-def _stop(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("an empty text is everywhere")
-    return text
 
 
 if __name__ == "__main__":

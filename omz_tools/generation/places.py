@@ -32,6 +32,12 @@ class Place:
     tokenizer: tuple[Path, ...]
     positions: int | None
 
+    @property
+    def name(self) -> str:
+        """What the model is called: its folder, above those of a variant and a precision."""
+        parts = self.xml.resolve().parent.parts
+        return next(part for part in reversed(parts) if part not in (*PRECISIONS, *VARIANTS))
+
 
 def of_model(
     model: Model,

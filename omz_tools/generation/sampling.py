@@ -37,11 +37,13 @@ class Choice:
 
     Attributes:
         token: its id.
+        probability: how likely it was; 0 where no alternatives are asked for.
         alternatives: the most probable tokens it was chosen from, each with its probability, the likeliest first; those
             that could not come are left out. Without a temperature, the probabilities are the model's own.
     """
 
     token: int
+    probability: float = 0.0
     alternatives: tuple[tuple[int, float], ...] = ()
 
 
@@ -77,7 +79,7 @@ def _greedy(sampling: Sampling) -> Chooser:
         if not sampling.alternatives:
             return Choice(token)
         odds = np.exp(logits - logits[token])
-        return Choice(token, _best(odds / odds.sum(), sampling.alternatives))
+        return _told(token, odds / odds.sum(), sampling.alternatives)
 
     return choose
 
@@ -94,13 +96,14 @@ def _drawing(sampling: Sampling) -> Chooser:
     def choose(logits: Any) -> Choice:
         odds = warpers(None, torch.from_numpy(logits)[None]).softmax(dim=-1)
         token = int(torch.multinomial(odds, 1, generator=generator))
-        return Choice(token, _best(odds[0].numpy(), sampling.alternatives) if sampling.alternatives else ())
+        return _told(token, odds[0].numpy(), sampling.alternatives) if sampling.alternatives else Choice(token)
 
     return choose
 
 
-def _best(odds: Any, number: int) -> tuple[tuple[int, float], ...]:
-    """The likeliest tokens by their probabilities f32 [vocabulary], of equal ones the first."""
+def _told(token: int, odds: Any, number: int) -> Choice:
+    """A choice by the probabilities f32 [vocabulary], with its alternatives, of equally likely ones the first."""
     number = min(number, len(odds))
     found = (-odds).argpartition(number - 1)[:number].tolist()  # a whole vocabulary takes long to sort
-    return tuple((token, float(odds[token])) for token in sorted(found, key=lambda n: (-odds[n], n)) if odds[token])
+    best = [(other, float(odds[other])) for other in sorted(found, key=lambda n: (-odds[n], n)) if odds[other]]
+    return Choice(token, float(odds[token]), tuple(best))
