@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 MODELS := build
 INCUMBENT :=
 INCUMBENT_MODELS :=
+INCUMBENT_DEMO :=
+OPTIMUM :=
 # Where Model Optimizer lives, beside .venv and never in it; the tests look there, too.
 OMZ_MO_ENV ?= .venv-mo
 PROMPT := If the class defines a
@@ -41,7 +43,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
 
-# INCUMBENT: the folder of Open Model Zoo's own commands; INCUMBENT_MODELS: where its omz_downloader put gpt-2.
+# INCUMBENT: the folder of Open Model Zoo's own commands; INCUMBENT_MODELS: where its omz_downloader put gpt-2;
+# INCUMBENT_DEMO: its gpt2_text_prediction_demo.py. OPTIMUM: what optimum-intel made of gpt-2, see generation.py, which runs
+# where gpt-2 was downloaded to $(MODELS) and converted, as it is and with --variant stateful.
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/commands.py --json docs/figures/commands.json
 	$(BIN)/python benchmarks/download.py --json docs/figures/download.json \
@@ -51,6 +55,10 @@ bench: $(VENV)/bench.stamp
 	    $(if $(INCUMBENT),--incumbent $(INCUMBENT)/omz_converter --incumbent_download_dir $(INCUMBENT_MODELS))
 	$(BIN)/python benchmarks/latency.py build/bench/ours --json docs/figures/latency.json \
 	    $(if $(INCUMBENT),--incumbent build/bench/incumbent)
+	if [ -d $(MODELS)/public/gpt-2/stateful ]; then \
+	    $(BIN)/python benchmarks/generation.py $(MODELS)/public/gpt-2 --json docs/figures/generation.json \
+	    $(if $(OPTIMUM),--optimum $(OPTIMUM)) \
+	    $(if $(INCUMBENT_DEMO),--incumbent $(INCUMBENT)/python --incumbent_demo $(INCUMBENT_DEMO)); fi
 	$(BIN)/python benchmarks/scaling.py --json docs/figures/scaling.json
 	$(BIN)/python benchmarks/report.py docs
 

@@ -56,22 +56,17 @@ def measure(command: Sequence[str | Path], folder: Path, settings: Mapping[str, 
     """Run a command in `folder` to its end; memory is sampled every 20 ms.
 
     Args:
-        command: the words; the first one is a path, or is looked for beside this Python, then on the PATH.
+        command: the words, see `found`.
         folder: the working directory.
         settings: environment variables to set, or to take out where the value is None.
 
     Raises:
         SystemExit: the command failed; its last words are in the message.
     """
-    words = [str(word) for word in command]
-    if (BIN / words[0]).exists():
-        words[0] = str(BIN / words[0])
-    changes = dict.fromkeys(_FOREIGN) | dict(settings or {})
-    kept = {name: value for name, value in os.environ.items() if name not in changes}
-    environment = kept | {name: value for name, value in changes.items() if value is not None}
+    words = found(command)
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
-        process = subprocess.Popen(words, cwd=folder, env=environment, stdout=said, stderr=said)
+        process = subprocess.Popen(words, cwd=folder, env=environment(settings), stdout=said, stderr=said)
         anonymous = resident = 0.0
         # Its end is seen and not yet collected (WNOWAIT): until then the system keeps the count of bytes.
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -90,6 +85,21 @@ def measure(command: Sequence[str | Path], folder: Path, settings: Mapping[str, 
             said.seek(0)
             sys.exit(f"{' '.join(words)} failed:\n{said.read()[-2000:].decode(errors='replace')}")
     return Figure(seconds, usage.ru_utime + usage.ru_stime, anonymous, resident, written)
+
+
+def found(command: Sequence[str | Path]) -> list[str]:
+    """The words of a command; the first one is a path, or is looked for beside this Python, then on the PATH."""
+    words = [str(word) for word in command]
+    if (BIN / words[0]).exists():
+        words[0] = str(BIN / words[0])
+    return words
+
+
+def environment(settings: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The environment variables of a command: `settings`, see `measure`, and what does not change what it does."""
+    changes = dict.fromkeys(_FOREIGN) | dict(settings or {})
+    kept = {name: value for name, value in os.environ.items() if name not in changes}
+    return kept | {name: value for name, value in changes.items() if value is not None}
 
 
 def _tree(pid: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bandwidth
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import measuring
@@ -75,6 +76,25 @@ def latency(results: dict[str, Any], path: Path) -> None:
 
 def pair(row: dict[str, Any]) -> tuple[list[float], list[float]]:
     return row["seconds"]["ours"], row["seconds"]["incumbent"]
+
+
+def generation(results: dict[str, Any], path: Path) -> None:
+    """Tokens/s of each way with the shortest prompt, a part for each precision, and what the memory would allow."""
+    shortest = min(table["prompt"] for table in results["tables"])
+    tables = [table for table in results["tables"] if table["prompt"] == shortest]
+    height = 0.7 + sum(0.5 + 0.3 * len(table["rows"]) for table in tables)
+    drawing, parts = plt.subplots(len(tables), figsize=(10, height), layout="constrained", squeeze=False)
+    for table, axes in zip(tables, parts[:, 0], strict=True):
+        rates = [statistics.median(one["rate"] for one in row["texts"]) for row in table["rows"].values()]
+        limit = bandwidth.limit(table, results["memory"])
+        colours = [OURS if name.startswith("omz") else OTHER for name in table["rows"]]
+        bars(
+            axes, list(table["rows"]), rates, [f"{rate:.1f}" if rate >= 1 else f"{rate:.2f}" for rate in rates], colours
+        )
+        axes.axvline(limit, color=OTHER, linestyle="--", linewidth=1)
+        axes.set_xlim(0, max(*rates, limit) * 1.15)
+        axes.set_title(f"{table['precision']}: tokens/s, and the limit of the memory", loc="left")
+    save(drawing, path)
 
 
 def scaling(results: dict[str, Any], path: Path) -> None:

@@ -1,7 +1,7 @@
 """Tables and pictures of the results that the benchmarks wrote with --json.
 
-Reads DOCS/figures/*.json, as many of commands, download, convert, latency and scaling as there are, and writes
-DOCS/benchmarks.md and a picture of each of the last three, DOCS/*.svg. The same results give the same bytes.
+Reads DOCS/figures/*.json, as many of commands, download, convert, latency, generation and scaling as there are, and
+writes DOCS/benchmarks.md and a picture of each of the last four, DOCS/*.svg. The same results give the same bytes.
 """
 
 import argparse
@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bandwidth
 import pictures
 
 HEADINGS = {
     "convert": "Conversion",
     "latency": "Latency of the IR",
+    "generation": "Text generation",
     "scaling": "Cost against size",
     "download": "Download",
     "commands": "Commands",
@@ -46,7 +48,7 @@ def main() -> None:
         if draw := getattr(pictures, name, None):
             draw(results, docs / f"{name}.svg")
             parts.append(f"![{heading}]({name}.svg)")
-        parts += {"latency": latency, "scaling": scaling}.get(name, compared)(results)
+        parts += {"latency": latency, "generation": generation, "scaling": scaling}.get(name, compared)(results)
     (docs / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
 
 
@@ -90,6 +92,40 @@ def latency(results: dict[str, Any]) -> list[str]:
         rows.append([row["precision"], shape, medians["ours"], medians.get("incumbent", ""), *compared])
     titles = ["precision", "(B, L)", "omz_tools", "Open Model Zoo's", "x", "largest difference of a logit, relative"]
     return [f"{results['title']}:", markdown(titles, rows)]
+
+
+def generation(results: dict[str, Any]) -> list[str]:
+    best = bandwidth.best(results["memory"])
+    memory = (
+        f"{results['title']}. *Next* is the mean time of a token that is not the first, *read* the weights for it over "
+        f"that time. The limit is {best['read']:.1f} GB/s, what all processors together read from memory; the triad of "
+        f"STREAM moves {best['triad']:.1f} GB/s. Both are the best of {len(results['memory'])} measurements in between."
+    )
+    parts = [memory]
+    titles = ["", "tokens/s", "first", "next", "weights", "read", "of the limit", "keys and values"]
+    for table in results["tables"]:
+        rows = [[name, *generated(row, best["read"])] for name, row in table["rows"].items()]
+        rows.append(["(limit of the memory)", f"{bandwidth.limit(table, results['memory']):.1f}", *[""] * 6])
+        parts += [f"{table['precision']}, a prompt of {table['prompt']} tokens:", markdown(titles, rows)]
+        parts += ["\n".join(f"- {beside(pair)}" for pair in table["ratios"])] if table["ratios"] else []
+    return parts
+
+
+def generated(row: dict[str, Any], limit: float) -> list[str]:
+    rates = [one["rate"] for one in row["texts"]]
+    first, token = (statistics.median(one[what] for one in row["texts"]) for what in ("first", "next"))
+    cells = [f"{statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})"]
+    cells += [f"{first * 1e3:.0f} ms", f"{token * 1e3:.1f} ms"]
+    if not row["weights"]:
+        return [*cells, "", "", "", ""]
+    read = row["weights"] / token / 1e9
+    return [*cells, f"{row['weights'] / 1e6:.0f} MB", f"{read:.1f} GB/s", f"{read / limit:.0%}", row["cache"]]
+
+
+def beside(pair: dict[str, Any]) -> str:
+    words = f"{pair['of']} beside {pair['to']}: tokens/s x{pair['rate']:.2f}, first x{pair['first']:.2f}"
+    same = f"; the first {pair['same']} tokens are the same" if "same" in pair else ""
+    return f"{words}, next x{pair['next']:.2f}{same}"
 
 
 def scaling(results: dict[str, Any]) -> list[str]:

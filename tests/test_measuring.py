@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import generating
 import measuring
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux's /proc")
@@ -44,3 +45,12 @@ def test_settings_of_the_caller_do_not_reach_a_command(tmp_path: Path, monkeypat
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     code = "import os; assert not {'OMZ_CACHE_DIR', 'PYTHONPATH'} & set(os.environ); assert os.environ['MINE'] == '1'"
     measuring.measure([sys.executable, "-c", code], tmp_path, {"PYTHONPATH": None, "MINE": "1"})
+
+
+def test_what_a_command_writes_is_timed_as_it_comes() -> None:
+    code = "import os, time; os.write(1, b'one\\n'); time.sleep(1); os.write(1, b'two ones\\nthree\\n')"
+    output = generating.Output([sys.executable, "-c", code])
+    [one, two], [three] = output.lines("one"), output.lines("three")
+    assert one == output.at(1) == output.at(4) < one + 0.5 < two == output.at(5) == three
+    with pytest.raises(SystemExit, match="the reason"):
+        generating.Output([sys.executable, "-c", "print('the reason'); raise SystemExit(1)"])

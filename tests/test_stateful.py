@@ -1,7 +1,9 @@
 """The variant with a state: its graph, its IR, and the folder that OpenVINO GenAI loads, as the command makes it."""
 
 import json
+import math
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -399,3 +401,35 @@ def test_model_optimizer_makes_none(run: Command, mini: Converted) -> None:
     done = run("omz_converter", "--name", "gpt-2-mini", "-d", mini.folder.parents[1], *words)
     assert done.returncode == 1
     assert "Model Optimizer makes no IR of the variant stateful" in done.stderr
+
+
+# ---- the benchmark that runs it
+
+
+def test_all_ways_of_the_benchmark_generate_the_same_text(stateful: Converted, tmp_path: Path) -> None:
+    results, few = tmp_path / "figures" / "generation.json", ("--prompts", "5", "--tokens", "8", "--rounds", "1")
+    # Ours stands for the other tool's.
+    beside = ("--optimum", stateful.folder / "stateful", "--precisions", "FP32", "--turns", "1", "--json", results)
+    done = benchmark("generation", stateful.folder, *beside, *few)
+    [table] = json.loads(results.read_text())["tables"]
+    assert {row["weights"] for row in table["rows"].values()} == {None, weights_for_a_token(stateful.folder)}
+    assert all(text["seconds"] > text["first"] > 0 for row in table["rows"].values() for text in row["texts"])
+    assert [pair["same"] for pair in table["ratios"]] == [8, 8, 8]
+    benchmark("report", tmp_path)
+    report = (tmp_path / "benchmarks.md").read_text()
+    assert all(name in done.stdout and f"| {name} |" in report for name in table["rows"])
+
+
+def benchmark(name: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    done = run_command("python", script, *words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def weights_for_a_token(folder: Path) -> int:
+    """Bytes of the matrices and their biases in f32; the table of tokens is one of them, that of positions is not."""
+    config = json.loads((folder / "stateful" / "FP32" / "config.json").read_text())
+    shapes = checkpoints.shapes(config, masks=False)
+    taken = ("attn.c_attn", "c_proj", "mlp.c_fc", "wte")
+    return 4 * sum(math.prod(shape) for name, shape in shapes.items() if any(part in name for part in taken))
