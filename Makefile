@@ -23,6 +23,9 @@ run: $(VENV)/run.stamp
 	@echo
 	$(BIN)/omz_text_prediction --name gpt-2-mini -d $(MODELS) -i "$(PROMPT)" --temperature 0
 	@echo
+	@echo "A page to try it with:"
+	@echo "  $(BIN)/omz_text_prediction --name gpt-2-mini -d $(MODELS) -i \"$(PROMPT)\" --serve"
+	@echo
 	@echo "The same for gpt-2 (0.55 GB from the Hugging Face Hub):"
 	@echo "  $(BIN)/omz_downloader --name gpt-2 -o $(MODELS)"
 	@echo "  $(BIN)/omz_converter --name gpt-2 -d $(MODELS) --variant stateful"

@@ -25,10 +25,12 @@ from openvino import opset13 as ov
 
 from omz_tools.commands import text_prediction
 from omz_tools.descriptors import zoo
+from omz_tools.errors import SelectionError
 from omz_tools.export.tokenizer import Tokenizer
 from omz_tools.generation import continuing, places
 from omz_tools.generation.continuing import Wish
 from omz_tools.generation.sampling import Sampling
+from omz_tools.page import serving
 
 api = pytest.importorskip("playwright.sync_api")
 
@@ -105,12 +107,13 @@ def served(folder: Path, *words: str | Path, **environment: str) -> Iterator[Ser
 def a_model(folder: Path, follows: dict[int, int], slowness: int = 0) -> Path:
     """gpt-2-mini's tokenizer, and an IR by which a token is nearly always followed by the same other one.
 
-    Each of `slowness` makes a token take some more ten milliseconds.
+    After "!", its logits are no numbers. Each of `slowness` makes a token take some more ten milliseconds.
     """
     shutil.copytree(MINI, folder)
     table = np.zeros((VOCABULARY, VOCABULARY), np.float32)
     for before, after in follows.items():
         table[before, after] = 12
+    table[TOKENIZER.encode("!")] = np.nan
     given = ov.parameter([-1, -1], np.int64, name="input")
     logits = ov.gather(ov.constant(table), given, ov.constant(0))
     if slowness:
@@ -391,6 +394,15 @@ def test_what_cannot_be_asked_for_is_said_as_on_the_command_line(
     assert shown(page).startswith("The")
 
 
+def test_a_model_that_fails_says_so(odd_page: Served, open_page: Callable[..., Any]) -> None:
+    page = open_page(odd_page)
+    page.locator("#prompt").fill("No!")
+    page.keyboard.press("Control+Enter")
+    error = page.locator("#error")
+    api.expect(error).to_contain_text("the model gives logits that are infinite or no numbers\nIts weights hold")
+    assert ended(page) == ""
+
+
 @pytest.mark.parametrize("way", ["Escape", "button", "tab"])
 def test_who_stops_or_leaves_lets_the_computation_end(
     slow_page: Served, open_page: Callable[..., Any], way: str
@@ -657,6 +669,22 @@ def test_other_machines_reach_it_only_when_told_so(mini_page: Served, mini: Conv
         with socket.create_connection(("127.0.0.2", server.port)):
             pass
         assert "Whoever reaches this machine can use the page; there is no password." in server.log.read_text()
+
+
+def test_a_name_that_it_was_told_is_its_own(mini_page: Served, mini: Converted) -> None:
+    assert mini_page.ask("GET", "/", Host="127.1")[0].status == 403
+    with served(mini.folder, "--temperature=0", "--host", "127.1") as server:
+        assert server.ask("GET", "/", Host=f"127.1:{server.port}")[0].status == 200
+
+
+def test_an_address_of_ipv6_is_one_in_brackets() -> None:
+    try:
+        listener = serving.listening("::1", 0)
+    except SelectionError as error:
+        pytest.skip(str(error))
+    with listener:
+        assert serving.address(listener) == f"http://[::1]:{listener.getsockname()[1]}/"
+        assert not serving.reached_from_afar(listener)
 
 
 def test_the_extra_that_it_needs_is_named(mini: Converted, run: Command, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def _serve(args: argparse.Namespace, wish: Wish, reporter: Reporter) -> int:
         model, wish, name=place.name, file=place.xml, device=args.device.upper(), prompt="".join(args.input or ()),
         seed=args.seed,
     )  # fmt: skip
-    if serving.open_here(listener):
+    if serving.reached_from_afar(listener):
         reporter.note("Whoever reaches this machine can use the page; there is no password.")
 
     def ready() -> None:

@@ -49,7 +49,7 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def open_here(listener: socket.socket) -> bool:
+def reached_from_afar(listener: socket.socket) -> bool:
     """Whether other machines reach the page."""
     return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
