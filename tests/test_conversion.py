@@ -326,7 +326,9 @@ def test_an_unknown_precision(convert: Command, downloaded: Path) -> None:
 
 
 def test_a_precision_the_model_does_not_have(convert: Command, downloaded: Path) -> None:
-    failed(convert("--precisions", "FP32-INT8"), "cannot be converted to FP32-INT8", "It has: FP16, FP32.")
+    failed(
+        convert("--precisions", "FP32-INT8"), "cannot be converted to FP32-INT8", "It can have: FP16, FP32, FP16-INT8."
+    )
 
 
 def test_a_model_without_an_export_section(run: Command, tiny: Path, tmp_path: Path) -> None:

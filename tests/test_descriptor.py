@@ -476,7 +476,7 @@ INPUT, OUTPUT = "{name: input, type: i64, shape: [B, L]}", "{name: output, type:
         (OUTPUT, OUTPUT.replace("7", "0"), "0]", ""),
         (OUTPUT, f"{OUTPUT}, {OUTPUT}", "[{name: output", "length"),
         ("model_class:", "opset: 17\n  model_class:", "17", "18"),
-        ("[FP16, FP32]", "[FP16, FP16-INT8]", "FP16-INT8", "cannot be made"),
+        ("[FP16, FP32]", "[FP16, FP32-INT8]", "FP32-INT8", "cannot be made"),
         ("[FP16, FP32]", "[FP32, FP16, FP32]", "FP32]", "twice"),
         ("[FP16, FP32]", "[FP16, FP64]", "FP64", "FP64"),
         ("{$type: local, path: model.safetensors}", "[]", "[]", "empty"),

@@ -15,18 +15,26 @@ import openvino
 import pytest
 
 from omz_tools.descriptors import reading
+from omz_tools.descriptors.descriptor import Export
 from omz_tools.export import binding, checkpoint, ir, onnx_export
+from omz_tools.proof import rounding
 
 CONVERT = """
 import sys
 from pathlib import Path
 from omz_tools.export import ir
 for number, onnx in enumerate(sys.argv[2:]):
-    targets = {p: Path(sys.argv[1], str(number), p, "tiny.xml") for p in ("FP16", "FP32")}
+    targets = {p: Path(sys.argv[1], str(number), p, "tiny.xml") for p in ("FP16", "FP16-INT8", "FP32")}
     for xml in targets.values():
         xml.parent.mkdir(parents=True)
     ir.convert(Path(onnx), "tiny", targets)
 """
+
+
+def contract(exported: Path) -> Export:
+    spec = reading.load(exported.parent / "models" / "tiny" / "model.yml").export
+    assert spec is not None
+    return spec
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ONNX model of a tiny checkpoint, which it refers to."""
     root = tmp_path_factory.mktemp("exported")
     folder = checkpoints.write_repository(root / "tiny", checkpoints.TINY, seed=7)
-    spec = reading.load(checkpoints.pin_locally(folder, root / "models", "tiny")).export
-    assert spec is not None
+    checkpoints.pin_locally(folder, root / "models", "tiny")
+    spec = contract(root / "tiny.onnx")
     read = checkpoint.load(folder)
     binding.bind(onnx_export.trace(read, spec), read, spec, root / "tiny.onnx")
     return root / "tiny.onnx"
@@ -95,9 +103,11 @@ def test_the_bytes_depend_on_the_model_alone(exported: Path, tmp_path: Path) -> 
             {str(f.relative_to(one)): f.read_bytes() for f in one.rglob("tiny.*")} for one in sorted(out.iterdir())
         ]
     assert len(made) == 3
-    assert sorted(made[0]) == ["FP16/tiny.bin", "FP16/tiny.xml", "FP32/tiny.bin", "FP32/tiny.xml"]
+    assert made[0].keys() == {f"{p}/tiny.{kind}" for p in ("FP16", "FP16-INT8", "FP32") for kind in ("bin", "xml")}
     assert made[0] == made[1] == made[2]
-    for xml in (made[0]["FP16/tiny.xml"], made[0]["FP32/tiny.xml"]):
+    read, spec = checkpoint.load(exported.parent / "tiny"), contract(exported)
+    assert rounding.check(tmp_path / "out1" / "0" / "FP16-INT8" / "tiny.xml", read, spec).weights == 29_216
+    for xml in (data for name, data in made[0].items() if name.endswith(".xml")):
         assert str(exported.parent).encode() not in xml
         assert b".onnx" not in xml
 

@@ -49,7 +49,9 @@ def graph(small: Checkpoint) -> Path:
 
 @pytest.fixture(scope="module")
 def irs(graph: Path) -> dict[str, Path]:
-    targets = {precision: graph.parent / precision / "openvino_model.xml" for precision in ("FP16", "FP32")}
+    targets = {
+        precision: graph.parent / precision / "openvino_model.xml" for precision in ("FP16", "FP16-INT8", "FP32")
+    }
     for xml in targets.values():
         xml.parent.mkdir()
     ir.convert(graph, "small", targets, state=True)
@@ -159,7 +161,9 @@ def test_the_ir_has_the_names_of_genai_and_a_state_for_each_layer(irs: dict[str,
         assert not {"Gather", "Concatenation"} & set(kept)
         # Otherwise it would be 8 bits.
         asked = compiled.get_property("KV_CACHE_PRECISION").get_type_name()
-        assert asked == {"FP32": "f32", "FP16": "f16"}[precision]
+        assert asked == ("f32" if precision == "FP32" else "f16")
+        rounds = compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+        assert (rounds == 0) == (precision == "FP16-INT8")
 
 
 @pytest.mark.parametrize("parts", runners.runs(24), ids=str)
@@ -169,6 +173,18 @@ def test_logits_equal_pytorch_at_once_and_run_by_run(
     ids = some_ids((2, 24))
     answer = runners.of("stateful/FP32", irs["FP32"], export(CONFIG))(24)[runners.runs(24).index(parts)]
     assert answer(ids) == near(reference(small, ids))
+
+
+def test_with_weights_in_8_bits_answers_do_not_depend_on_the_runs(
+    irs: dict[str, Path], small: Checkpoint, tmp_path: Path
+) -> None:
+    computed, bound = proof_reference.make(small, export(CONFIG), tmp_path), differences.BOUNDS["FP16-INT8"]
+    figure = verify.compare(computed, export(CONFIG), "stateful/FP16-INT8", irs["FP16-INT8"], bound)
+    assert figure.within_bounds
+    assert figure.rounding
+    for whole, parts in zip(figure.differences[1::2], figure.differences[2::2], strict=True):
+        assert (whole.batch, whole.length) == (parts.batch, parts.length)
+        assert parts.largest == pytest.approx(whole.largest, rel=0.1)
 
 
 def test_the_runs_are_all_tokens_and_end_one_by_one() -> None:
@@ -228,12 +244,12 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_contracts_files_stay_as_they_are(mini: Converted, stateful: Converted) -> None:
     before, after = files(mini.folder), files(stateful.folder)
     changing = {"gpt-2-mini.manifest.json", ".gpt-2-mini.conversion.json"}
-    new = {name for name in after if not name.startswith("stateful/")}
+    new = {name for name in after if not name.startswith(("stateful/", "FP16-INT8/"))}
     assert new == before.keys()
     assert {name for name in new if after[name] != before[name]} <= changing
 
 
-@pytest.mark.parametrize("precision", ["FP16", "FP32"])
+@pytest.mark.parametrize("precision", ["FP16", "FP16-INT8", "FP32"])
 def test_genai_loads_the_folder_as_it_is_and_completes_a_text(stateful: Converted, precision: str) -> None:
     pipeline = openvino_genai.LLMPipeline(stateful.folder / "stateful" / precision, "CPU")
     text = pipeline.generate(PROMPT, max_new_tokens=20, do_sample=False)
@@ -305,8 +321,10 @@ def test_the_manifest_says_how_far_it_is_from_pytorch(stateful: Converted) -> No
     said = json.loads((stateful.folder / "gpt-2-mini.manifest.json").read_text())
     schema = json.loads((Path(__file__).parents[1] / "docs" / "manifest.schema.json").read_text())
     jsonschema.validate(said, schema)
-    assert [output["what"] for output in said["outputs"]] == ["ONNX", "FP16", "FP32", "stateful/FP16", "stateful/FP32"]
-    for output in said["outputs"][3:]:
+    assert [output["what"] for output in said["outputs"]] == [
+        "ONNX", "FP16", "FP16-INT8", "FP32", "stateful/FP16", "stateful/FP16-INT8", "stateful/FP32"
+    ]  # fmt: skip
+    for output in said["outputs"][4:]:
         named = {file["path"] for file in output["files"]}
         assert named == {f"{output['what']}/{path.name}" for path in (stateful.folder / output["what"]).iterdir()}
         runs = {(d["batch"], d["length"], d["runs"]) for d in output["proof"]["differences"]}

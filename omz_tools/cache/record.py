@@ -55,12 +55,33 @@ class Edge(Struct, frozen=True):
     converted: str
 
 
+class Rounding(Struct, frozen=True):
+    """Weights in 8 bits: each is the checkpoint's, rounded to the nearest step of its channel.
+
+    Attributes:
+        weights: how many there are.
+        largest: the largest distance of one to the checkpoint's, in steps: half a one, and what the rounding of the
+            steps themselves adds.
+        beyond: how many are more than half a step beyond the last one, and less than one; `largest` is of the others.
+    """
+
+    weights: int
+    largest: float
+    beyond: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.weights:,} weights in 8 bits, rounded by {self.largest:.2f} steps; {self.beyond:,} beyond the last"
+        )
+
+
 class Proof(Struct, frozen=True):
-    """What was compared, and what came out."""
+    """What was compared, and what came out; `rounding` where weights are in 8 bits."""
 
     ingredients: dict[str, Any]
     differences: tuple[Difference, ...]
     edges: tuple[Edge, ...] = ()
+    rounding: Rounding | None = None
 
 
 class Made(Struct, frozen=True):

@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
             help="where the models are (default: here)",
         )  # fmt: skip
         self.add_argument("-o", "--output_dir", type=Path, metavar="DIR", help=f"{results} (default: there)")
-        self.add_argument("--precisions", metavar="P[,P...]", help="FP16, FP32 or both (default: all of the model)")
+        self.add_argument("--precisions", metavar="P[,P...]", help="of FP16, FP32 and FP16-INT8 (default: the model's)")
 
     def add_cache(self) -> None:
         """Where the cache is; None where neither the option nor the environment says so, or says nothing."""
@@ -159,14 +159,14 @@ def _patterns(args: argparse.Namespace) -> list[str]:
     return patterns
 
 
-def precisions(text: str | None) -> tuple[str, ...]:
-    """The precisions of a comma-separated list, all of them for None.
+def precisions(text: str | None) -> tuple[str, ...] | None:
+    """The precisions of a comma-separated list; None where there is none.
 
     Raises:
         SelectionError: one is unknown.
     """
     if text is None:
-        return PRECISIONS
+        return None
     asked = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
     unknown = [word for word in asked if word not in PRECISIONS]
     if unknown:

@@ -7,6 +7,7 @@ from pathlib import Path
 from omz_tools.cache.store import Store
 from omz_tools.commands import jobs
 from omz_tools.commands.arguments import Parser, connections, positive, precisions, run
+from omz_tools.descriptors.descriptor import PRECISIONS
 from omz_tools.descriptors.zoo import Entry
 from omz_tools.download import pipeline, preview
 from omz_tools.download.pinned import Means
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         entries = parser.selected(args)
-        wanted = precisions(args.precisions)
+        wanted = precisions(args.precisions) or PRECISIONS
         reporter.several = min(args.jobs, len(entries)) > 1
         store = Store(args.cache_dir, reporter.note) if args.cache_dir else None
         means = Means(Transport(), store, args.num_attempts, args.connections, args.offline, reporter.note)

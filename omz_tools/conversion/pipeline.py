@@ -16,10 +16,10 @@ from omz_tools.conversion import needs
 from omz_tools.conversion.planning import each
 from omz_tools.conversion.plans import Output, Plan, Way
 from omz_tools.conversion.proving import Proving
-from omz_tools.descriptors.descriptor import Precision, Variant
+from omz_tools.descriptors.descriptor import COMPRESSED, Precision, Variant
 from omz_tools.descriptors.kinds import ONNX
 from omz_tools.errors import DiskError
-from omz_tools.export import binding, ir, model_optimizer, onnx_export, tokenizer_ir, values
+from omz_tools.export import binding, compression, ir, model_optimizer, onnx_export, tokenizer_ir, values
 from omz_tools.export.pytorch_model import NAMING
 from omz_tools.progress.reporting import Reporter
 from omz_tools.proof import differences, manifest, verify
@@ -169,6 +169,8 @@ class _Run:
         values_are_right = self._check_values(todo) if maker else None
         if tracing and maker:
             maker.begin(libraries.warm, "onnx", "openvino")
+        if maker and any(output.precision == COMPRESSED for output in todo):
+            maker.call(compression.warm)  # that it is not there is said now, and not after the trace
         tokenizers = self._write_tokenizers(maker, todo) if maker else None
         for way in plan.ways:
             if way.variant in tracing:

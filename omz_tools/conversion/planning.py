@@ -15,7 +15,7 @@ from omz_tools.cache.results import Results
 from omz_tools.cache.stages import Ingredients
 from omz_tools.conversion.inputs import Inputs
 from omz_tools.conversion.plans import Output, Plan, Way, Wish, plain
-from omz_tools.descriptors.descriptor import Export, Precision
+from omz_tools.descriptors.descriptor import COMPRESSED, Export, Precision
 from omz_tools.descriptors.kinds import ONNX, name_of
 from omz_tools.descriptors.zoo import Model
 from omz_tools.errors import UnsupportedError
@@ -38,11 +38,12 @@ def planned(model: Model, wish: Wish) -> Iterator[Plan]:
     The downloaded files are hashed while the block runs; see `Inputs`.
 
     Raises:
-        UnsupportedError: the model has no export section, or none of the precisions.
+        UnsupportedError: the model has no export section, or none of the precisions; or Model Optimizer cannot make it.
         MissingError, IntegrityError: a downloaded file is not there, or is not the pinned one.
         CheckpointError: the checkpoint cannot be used.
     """
     spec, chosen = conversion_of(model, wish.precisions)
+    chosen = _by_optimizer(chosen, wish) if wish.optimizer else chosen
     folder = wish.output_dir / model.subdirectory
     known = record.load(record.path_of(folder, model.name))
     hashed = known if wish.check == "stat" else Record()
@@ -122,6 +123,15 @@ def _ways(model: Model, wish: Wish, spec: Export, read: Checkpoint) -> Iterator[
     for variant in by_descriptor if wish.variants is None else wish.variants:
         kept = signatures.with_past(spec)
         yield Way(variant, kept, plain(onnx_export.ingredients(read, kept, past=True)))
+
+
+def _by_optimizer(chosen: list[Precision], wish: Wish) -> list[Precision]:
+    """Those that Model Optimizer makes. Raises UnsupportedError if another one is asked for."""
+    if COMPRESSED in chosen and (wish.precisions or chosen == [COMPRESSED]):
+        raise UnsupportedError(
+            "Model Optimizer makes no weights in 8 bits", hint=f"Leave out {COMPRESSED}, or -p/--python and --mo."
+        )
+    return [precision for precision in chosen if precision != COMPRESSED]
 
 
 def each(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
@@ -225,11 +235,11 @@ def proof_in(plan: Plan, output: Output, seen: Mapping[str, Seen], results: Resu
     return None
 
 
-def conversion_of(model: Model, precisions: Iterable[str]) -> tuple[Export, list[Precision]]:
-    """The export section of a model, and those of its precisions that are asked for.
+def conversion_of(model: Model, precisions: Iterable[str] | None) -> tuple[Export, list[Precision]]:
+    """The export section of a model, and those precisions that are asked for; None for what its descriptor says.
 
     Raises:
-        UnsupportedError: it has no export section, or none of the precisions.
+        UnsupportedError: it has no export section, or cannot have any of the precisions.
     """
     spec = model.descriptor.export
     if spec is None:
@@ -237,11 +247,12 @@ def conversion_of(model: Model, precisions: Iterable[str]) -> tuple[Export, list
             f"its descriptor has no export section (framework {model.descriptor.framework})",
             hint="omz_converter converts models whose model.yml says how, in a section 'export'.",
         )
-    asked = set(precisions)
-    chosen = [precision for precision in model.descriptor.precisions if precision in asked]
+    own = model.descriptor.precisions
+    asked = set(own if precisions is None else precisions)
+    possible = list(dict.fromkeys([*own, COMPRESSED]))
+    chosen = [precision for precision in possible if precision in asked]
     if not chosen:
         raise UnsupportedError(
-            f"it cannot be converted to {', '.join(sorted(asked))}",
-            hint=f"It has: {', '.join(model.descriptor.precisions)}.",
+            f"it cannot be converted to {', '.join(sorted(asked))}", hint=f"It can have: {', '.join(possible)}."
         )
     return spec, chosen

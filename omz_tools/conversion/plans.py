@@ -27,7 +27,7 @@ class Wish:
     Attributes:
         download_dir: where omz_downloader put the tree of models.
         output_dir: where the tree of converted models begins; may be the same.
-        precisions: those asked for, of which a model's own are made.
+        precisions: those asked for, of which a model's own are made, and FP16-INT8; None for what the descriptor says.
         variants: what is made beside the contract's IRs; None for what the descriptor says.
         opset: version of the ONNX operator set; None for the descriptor's.
         optimizer: the Model Optimizer that makes the IRs; None for OpenVINO's converter of today.
@@ -39,7 +39,7 @@ class Wish:
 
     download_dir: Path
     output_dir: Path
-    precisions: tuple[str, ...]
+    precisions: tuple[str, ...] | None = None
     variants: tuple[Variant, ...] | None = None
     opset: int | None = None
     optimizer: ModelOptimizer | None = None

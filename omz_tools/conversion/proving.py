@@ -117,5 +117,5 @@ class Proving:
         """The proof of an output, which was known, or comes of its figure."""
         if figure := self._figures.get(output.what):
             made_of = self._plan.proof_of(output, self._seen(output), full=self._full)
-            return Proof(made_of, figure.differences, figure.edges)
+            return Proof(made_of, figure.differences, figure.edges, figure.rounding)
         return self._proofs.get(output.what)

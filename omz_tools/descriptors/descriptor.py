@@ -12,7 +12,11 @@ from omz_tools.system.files import RelativeName
 # In the order in which Open Model Zoo's tools list them.
 Precision = Literal["FP16", "FP16-INT1", "FP16-INT8", "FP32", "FP32-INT1", "FP32-INT8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-CONVERTIBLE: tuple[Precision, ...] = ("FP16", "FP32")
+# Those that can be made here. FP16-INT8 has matrices in 8 bits, in steps whose sizes are f16; every model can have it,
+# and does where someone asks for it by name.
+Convertible = Literal["FP16", "FP16-INT8", "FP32"]
+CONVERTIBLE: tuple[Convertible, ...] = get_args(Convertible)
+COMPRESSED: Convertible = "FP16-INT8"
 
 # What a model is converted to beside the IRs of the contract: "stateful" has the inputs and outputs of OpenVINO GenAI,
 # and keeps what the attention needs of the tokens before from run to run.
@@ -218,7 +222,7 @@ class Bound(Struct, frozen=True):
         reason: why.
     """
 
-    precision: Literal["FP16", "FP32"]
+    precision: Convertible
     difference: Annotated[float, Meta(gt=0)]
     divergence: Annotated[float, Meta(gt=0)]
     reason: Text
@@ -285,7 +289,7 @@ class Accuracy(Struct, frozen=True):
     method: Text
     source: Text
     origin: Literal["published", "measured"] = "published"
-    converted: dict[Literal["FP16", "FP32"], float] = {}
+    converted: dict[Convertible, float] = {}
     tolerance: Annotated[float, Meta(ge=0)] | None = None
     corpus: Corpus | None = None
 
@@ -293,7 +297,7 @@ class Accuracy(Struct, frozen=True):
 class Descriptor(Struct, frozen=True):
     """All that model.yml says. Keys of Open Model Zoo keep their meaning; those it executed are kept as data only.
 
-    `variants` are made unasked, beside the contract's IRs.
+    `precisions` and `variants` are what is made unasked; variants, beside the contract's IRs.
     """
 
     description: Text
@@ -302,7 +306,7 @@ class Descriptor(Struct, frozen=True):
     files: tuple[FileEntry, ...] = ()
     framework: Framework = "dldt"
     export: Export | None = None
-    precisions: tuple[Precision, ...] = CONVERTIBLE
+    precisions: tuple[Precision, ...] = ("FP16", "FP32")
     variants: tuple[Variant, ...] = ()
     bounds: tuple[Bound, ...] = ()
     specification: Specification | None = None

@@ -9,7 +9,7 @@ from omz_tools.descriptors.descriptor import PRECISIONS, VARIANTS, Precision, Va
 
 ONNX = "ONNX"
 
-Kind = Literal["ONNX", "FP16", "FP32", "stateful/FP16", "stateful/FP32"]
+Kind = Literal["ONNX", "FP16", "FP16-INT8", "FP32", "stateful/FP16", "stateful/FP16-INT8", "stateful/FP32"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

@@ -142,7 +142,7 @@ def _stand_in(pattern: str) -> re.Pattern[str]:
 
 def _export_contradictions(root: Node) -> list[Mistake]:
     found = [
-        node.mistake(f"{node.value} cannot be made here; {' and '.join(CONVERTIBLE)} can")
+        node.mistake(f"{node.value} cannot be made here; {', '.join(CONVERTIBLE)} can")
         for node in root.items("precisions")
         if node.value in PRECISIONS and node.value not in CONVERTIBLE
     ]

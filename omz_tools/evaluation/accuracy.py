@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from omz_tools.conversion import planning, plans
 from omz_tools.conversion.plans import Output, Plan
-from omz_tools.descriptors.descriptor import Accuracy
+from omz_tools.descriptors.descriptor import CONVERTIBLE, Accuracy
 from omz_tools.descriptors.kinds import ONNX
 from omz_tools.descriptors.zoo import Model
 from omz_tools.download.pinned import Means
@@ -36,7 +36,7 @@ class Wish:
     Attributes:
         download_dir: where the tree of downloaded models begins; texts are kept there, too.
         output_dir: where the tree of converted models begins; may be the same.
-        precisions: those asked for, of which a model's own are measured.
+        precisions: those asked for; None for what is made unasked, and what else is there.
         onnx: whether the ONNX model is measured, too.
         pytorch: whether PyTorch is.
         text: a text of one's own; None for the one that the descriptor pins.
@@ -46,7 +46,7 @@ class Wish:
 
     download_dir: Path
     output_dir: Path
-    precisions: tuple[str, ...]
+    precisions: tuple[str, ...] | None = None
     onnx: bool = False
     pytorch: bool = True
     text: Path | None = None
@@ -121,7 +121,8 @@ def measure(model: Model, wish: Wish, means: Means, workers: Workers, reporter: 
         OmzError: of the stage that failed.
     """
     reporter.section(f"Checking {files_text(len(model.descriptor.files))}")
-    wanted = plans.Wish(wish.download_dir, wish.output_dir, wish.precisions, variants=(), verify="off")
+    precisions = wish.precisions or _precisions(model, wish.output_dir / model.subdirectory)
+    wanted = plans.Wish(wish.download_dir, wish.output_dir, precisions, variants=(), verify="off")
     plan = planning.plan(model, wanted)
     subjects = _subjects(plan, wish, reporter)
     tokenizer.files(plan.checkpoint.folder)
@@ -151,6 +152,12 @@ def judge(evaluation: Evaluation) -> None:
             f"{reference.tolerance:g}",
             hint=f"The figure is from {reference.source}.",
         )
+
+
+def _precisions(model: Model, folder: Path) -> tuple[str, ...]:
+    """Those that a model is converted to unasked, and those that it was converted to."""
+    own = model.descriptor.precisions
+    return tuple(p for p in CONVERTIBLE if p in own or (folder / p / f"{model.name}.xml").is_file())
 
 
 def _subjects(plan: Plan, wish: Wish, reporter: Reporter) -> list[Subject]:

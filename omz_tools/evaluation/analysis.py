@@ -40,8 +40,8 @@ class Analysis:
     Attributes:
         shapes: of the inputs, by name.
         operations: the types that take floating-point operations or use parameters, the most expensive first.
-        parameters: numbers in the floating-point constants of the model, each constant once. One number alone, such as
-            a factor, is none.
+        parameters: numbers in the floating-point constants of the model, each constant once, and in those of whole
+            numbers that become weights. One number alone, such as a factor, is none, and neither is the size of a step.
         masks: numbers in one mask [L, S] for each attention that does not look everywhere.
         not_counted: how many operators have a type that there is no rule for, or a shape that is not fixed.
     """
@@ -134,10 +134,10 @@ def _count(model: Any) -> Analysis:
     at_run_time: set[str] = set()
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
-        if kind == "Constant" and _holds_parameters(node):
-            size = math.prod(node.get_output_shape(0))
-            parameters += size
-            uses.update({user: size * number for user, number in Counter(_users(node)).items()})
+        if kind == "Constant" and _holds_numbers(node):
+            size, users = math.prod(node.get_output_shape(0)), Counter(_users(node))
+            parameters += size if users else 0
+            uses.update({user: size * number for user, number in users.items()})
         if not _runs(node, at_run_time):
             continue
         at_run_time.add(node.get_name())
@@ -165,15 +165,38 @@ def _runs(node: Any, at_run_time: set[str]) -> bool:
     return kind in ("Parameter", "ReadValue") or (kind != "ShapeOf" and any(name in at_run_time for name in inputs))
 
 
-def _holds_parameters(constant: Any) -> bool:
-    return bool(constant.get_element_type().is_real()) and math.prod(constant.get_output_shape(0)) > 1
+def _holds_numbers(constant: Any) -> bool:
+    """Whether they are floating-point, or whole ones that become so by steps."""
+    kind = constant.get_element_type()
+    return math.prod(constant.get_output_shape(0)) > 1 and (kind.is_real() or any(map(_restores, _readers(constant))))
+
+
+def _readers(node: Any) -> Iterator[Any]:
+    """The operators that take what a node gives, as it is or converted."""
+    for target in node.output(0).get_target_inputs():
+        reader = target.get_node()
+        yield from _readers(reader) if reader.get_type_name() == "Convert" else [reader]
 
 
 def _users(node: Any) -> Iterator[str]:
-    """The types of the operators that use the numbers of a node, each as often as it does."""
+    """The types of the operators that use the numbers of a node, each as often as it does; what is a step has none."""
     for target in node.output(0).get_target_inputs():
         user = target.get_node()
-        if user.get_type_name() in _SAME_NUMBERS and target.get_index() == 0:
+        same = user.get_type_name() in _SAME_NUMBERS or _restores(user)
+        if same and target.get_index() == 0:
             yield from _users(user)
-        elif user.get_type_name() != "ShapeOf":
+        elif user.get_type_name() != "ShapeOf" and not _restores(user):
             yield user.get_type_name()
+
+
+def _restores(node: Any) -> bool:
+    """Whether an operator makes weights of whole numbers: by taking their zero from them, or multiplying by steps."""
+    if node.get_type_name() not in ("Subtract", "Multiply"):
+        return False
+    whole, other = (value.get_node() for value in node.input_values())
+    while whole.get_type_name() in ("Convert", "Subtract"):
+        whole = whole.input_value(0).get_node()
+    while other.get_type_name() == "Convert":
+        other = other.input_value(0).get_node()
+    constants = whole.get_type_name() == other.get_type_name() == "Constant"
+    return constants and bool(whole.get_element_type().is_integral_number())

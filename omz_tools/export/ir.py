@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from omz_tools.cache.stages import Ingredients
-from omz_tools.descriptors.descriptor import Precision
+from omz_tools.descriptors.descriptor import COMPRESSED, Precision
 from omz_tools.errors import ConversionError, ModelError
-from omz_tools.export import nodes, stateful
+from omz_tools.export import compression, nodes, stateful
 from omz_tools.system import libraries
 
 # Goes up whenever this module makes another IR of the same ingredients.
@@ -19,7 +19,10 @@ FORMAT = 2
 
 def ingredients(name: str, precision: Precision, about: Mapping[str, str], *, state: bool = False) -> Ingredients:
     """What the IR of a model depends on besides the graph and the checkpoint."""
-    return ({"state": stateful.FORMAT} if state else {}) | {
+    steps = ({"state": stateful.FORMAT} if state else {}) | (
+        compression.ingredients() if precision == COMPRESSED else {}
+    )
+    return steps | {
         "stage": "ir",
         "format": FORMAT,
         "name": name,
@@ -41,10 +44,11 @@ def convert(
 
     FP32 keeps the weights as they are. FP16 stores them as f16, to be widened when the model is loaded; inputs, outputs
     and the arithmetic stay as in the ONNX model. For numbers beyond f16, and for NaN, OpenVINO writes the largest one
-    of f16 and says nothing: whether there are any is for `values.check` to say before.
+    of f16 and says nothing: whether there are any is for `values.check` to say before. FP16-INT8 has
+    matrices in 8 bits, see `compression`, and all else as FP32 has it.
 
-    The weights are read from where the ONNX model has them while the IR is written, and never held in memory. The same
-    model gives the same bytes, wherever and whenever it is converted.
+    The weights are read from where the ONNX model has them while the IR is written, and never held in memory but those
+    in 8 bits. The same model gives the same bytes, wherever and whenever it is converted.
 
     Args:
         onnx_path: the model, its weights embedded or below its folder.
@@ -54,7 +58,7 @@ def convert(
         state: whether the model has a past, to be kept in the IR as its state; in the precision that it asks for.
 
     Raises:
-        ConversionError: OpenVINO could not read, convert or write the model.
+        ConversionError: OpenVINO could not read, convert or write the model, or NNCF could not compress it.
     """
     openvino = libraries.load("openvino")
     model = _read(onnx_path, stateful.add_state) if state else read(onnx_path)
@@ -62,10 +66,11 @@ def convert(
     for key, value in about.items():
         model.set_rt_info(value, ["omz_tools", key])
     for precision, xml in targets.items():
+        made = compression.compress(model) if precision == COMPRESSED else model
         if state:
-            stateful.ask_for_cache(model, precision)
+            stateful.ask_for_cache(made, precision)
         try:
-            openvino.save_model(model, xml, compress_to_fp16=precision == "FP16")
+            openvino.save_model(made, xml, compress_to_fp16=precision == "FP16")
         except Exception as error:
             free = shutil.disk_usage(xml.parent).free
             raise ConversionError(

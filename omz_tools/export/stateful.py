@@ -14,7 +14,7 @@ FORMAT = 1
 BEAMS = "beam_idx"
 # The type of keys and values in the state. OpenVINO's CPU plugin would keep them in 8 bits if the IR did not ask for
 # another one, and greedy texts would leave PyTorch's after some twenty tokens.
-CACHE: Mapping[Precision, str] = {"FP32": "f32", "FP16": "f16"}
+CACHE: Mapping[Precision, str] = {"FP32": "f32", "FP16": "f16", "FP16-INT8": "f16"}
 CACHE_SETTING = "KV_CACHE_PRECISION"
 # Where in the rt_info of an IR OpenVINO looks for it.
 _PLACE = ["runtime_options", CACHE_SETTING]

@@ -18,7 +18,7 @@ _MOST_NAMED = 5
 
 
 def check(tensors: Mapping[str, Tensor], precisions: Iterable[Precision]) -> None:
-    """Check that weights can be converted: every value is a number, and within f16 if FP16 is asked for.
+    """Check that weights can be converted: every value is a number, and within f16 if it is asked for.
 
     A tensor is read once, 1 MiB at a time, also when it has several names.
 
@@ -28,7 +28,7 @@ def check(tensors: Mapping[str, Tensor], precisions: Iterable[Precision]) -> Non
 
     Raises:
         CheckpointError: values are infinite or no numbers, or a file is shorter than its header says.
-        ConversionError: FP16 is asked for, and values are beyond 65504.
+        ConversionError: FP16 or FP16-INT8 is asked for, and values are beyond 65504.
         DiskError: a file cannot be read.
     """
     names: dict[Tensor, str] = {}
@@ -42,10 +42,10 @@ def check(tensors: Mapping[str, Tensor], precisions: Iterable[Precision]) -> Non
             f"the weights hold values that are infinite or no numbers: {_listed(strange)}",
             hint="Nothing was converted. Such weights give no usable scores: use another checkpoint.",
         )
-    if beyond and "FP16" in precisions:
+    if beyond and set(precisions) - {"FP32"}:
         raise ConversionError(
             f"the weights hold values that f16 cannot, whose largest is 65504: {_listed(beyond)}",
-            hint="Nothing was converted. Leave FP16 out: --precisions FP32.",
+            hint="Nothing was converted. Only FP32 can be made of them: --precisions FP32.",
         )
 
 

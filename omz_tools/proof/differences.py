@@ -5,20 +5,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omz_tools.cache.record import Difference, Edge
+from omz_tools.cache.record import Difference, Edge, Rounding
 from omz_tools.descriptors.descriptor import Bound
 from omz_tools.descriptors.kinds import precision_of
 from omz_tools.errors import ProofError
 from omz_tools.system import libraries
 
 # What holds where a descriptor says nothing. F32 rounds to 6e-8; after the thousands of sums of a transformer two
-# correct programs were seen to differ by 5e-7 to 3e-6 of the largest logit. F16 weights are rounded to 4.9e-4; 3e-4 to
-# 1.3e-3 was seen. The bounds leave room for other processors and deeper models, and are below what a wrong weight, a
-# lost layer or F16 in place of F32 does. Which token is the most likely is not asked of every model: where the weights
-# are random, the first two can be closer than any rounding.
+# correct programs were seen to differ by 5e-7 to 3e-6 of the largest logit. F16 weights are rounded to 4.9e-4; 3e-4
+# to 1.3e-3 was seen. In 8 bits a weight is rounded by 1/256 of the largest one of its channel: some thirty times as
+# much, and 7e-3 to 4e-2 was seen; the divergence grows with the square of that. The bounds leave room for other
+# processors and deeper models, and are below what a wrong weight, a lost layer or F16 in place of F32 does; a wrong
+# weight among those in 8 bits is for `rounding` to find. Which token is the most likely is not asked of every model:
+# where the weights are random, the first two can be closer than any rounding.
 BOUNDS: Mapping[str, Bound] = {
     "FP32": Bound("FP32", difference=2e-5, divergence=1e-5, reason="rounding of f32 in another order of sums"),
     "FP16": Bound("FP16", difference=5e-3, divergence=1e-2, reason="rounding of each weight to f16"),
+    "FP16-INT8": Bound("FP16-INT8", difference=0.15, divergence=5e-2, reason="rounding of each weight to 8 bits"),
 }
 
 # Positions that are worked on at a time: their logits in f64 take 3 MB for gpt-2, and there are several of them.
@@ -34,12 +37,14 @@ class Figure:
         bound: what the differences may be.
         differences: for each shape of the input.
         edges: what it does with inputs that it is not made for; empty in the quick proof.
+        rounding: of its weights, where they are in 8 bits.
     """
 
     what: str
     bound: Bound
     differences: tuple[Difference, ...]
     edges: tuple[Edge, ...] = ()
+    rounding: Rounding | None = None
 
     @property
     def within_bounds(self) -> bool:
@@ -58,10 +63,11 @@ class Figure:
         shapes = ", ".join(map(_shape, self.differences))
         largest, bound = (max(getattr(d, name) for d in self.differences) for name in ("largest", "bound"))
         divergence = max(difference.divergence for difference in self.differences)
+        rounding = f"; {self.rounding}" if self.rounding else ""
         return (
             f"{self.what}: largest difference to PyTorch {largest:.1e} at {shapes}; bound {bound:.1e}; "
             f"divergence {divergence:.1e} nats, top token the same at "
-            f"{self._share('top_token'):.1%}, top five at {self._share('top_five'):.1%}"
+            f"{self._share('top_token'):.1%}, top five at {self._share('top_five'):.1%}{rounding}"
         )
 
 

@@ -8,16 +8,16 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Struct
 
 from omz_tools import __version__
-from omz_tools.cache.record import Difference, Edge, Made, Seen
-from omz_tools.descriptors.descriptor import Bound, Export, FileEntry, Http, HuggingFace
-from omz_tools.descriptors.kinds import KINDS, Kind
+from omz_tools.cache.record import Difference, Edge, Made, Rounding, Seen
+from omz_tools.descriptors.descriptor import COMPRESSED, Bound, Export, FileEntry, Http, HuggingFace
+from omz_tools.descriptors.kinds import KINDS, Kind, precision_of
 from omz_tools.descriptors.zoo import Model
 from omz_tools.errors import ManifestError
 from omz_tools.progress.showing import shown
@@ -38,6 +38,7 @@ _REMAKE = "It was changed, or is of another version of omz_tools: omz_converter 
 
 Algorithm = Literal["sha256", "sha384"]
 Digests = Annotated[dict[Algorithm, Annotated[str, Meta(pattern=r"^[0-9a-f]{64,96}$")]], Meta(min_length=1)]
+S = TypeVar("S", bound=Struct)
 Size = Annotated[int, Meta(ge=0)]
 
 
@@ -67,12 +68,13 @@ class File(Struct, frozen=True):
 
 
 class Proven(Struct, frozen=True):
-    """How far an output is from PyTorch, and how far it may be."""
+    """How far an output is from PyTorch, and how far it may be; of weights in 8 bits, how they were rounded."""
 
     mode: Literal["quick", "full"]
     bound: Bound
     differences: tuple[Difference, ...]
     edges: tuple[Edge, ...] = ()
+    rounding: Rounding | None = None
 
 
 class Converted(Struct, frozen=True):
@@ -148,7 +150,7 @@ def of(
             Source(entry.name, place, inputs[place].size, _digests(inputs[place].digest), origins(entry))
             for place, entry in places.items()
         ),
-        toolchain=toolchain(),
+        toolchain=toolchain(outputs),
         outputs=tuple(_converted(what, outputs[what], bound(what)) for what in KINDS if what in outputs),
     )
 
@@ -158,13 +160,16 @@ def _converted(what: Kind, made: Made, bound: Bound) -> Converted:
     proven = None
     if proof := made.proof:
         figures = tuple(map(_rounded, proof.differences))
-        proven = Proven("full" if proof.edges else "quick", bound, figures, proof.edges)
+        proven = Proven(
+            "full" if proof.edges else "quick", bound, figures, proof.edges, proof.rounding and _rounded(proof.rounding)
+        )
     return Converted(what, parts, proven)
 
 
-def toolchain() -> dict[str, str]:
-    """The versions of this package, of Python and of the libraries that convert and prove."""
-    versions = {name: libraries.version(name) for name in _TOOLS}
+def toolchain(outputs: Iterable[str]) -> dict[str, str]:
+    """The versions of this package, of Python and of the libraries that convert to such outputs and prove them."""
+    compresses = any(precision_of(what) == COMPRESSED for what in outputs)
+    versions = {name: libraries.version(name) for name in (*_TOOLS, *(("nncf",) if compresses else ()))}
     known = {name: version for name, version in versions.items() if version}
     return {"omz_tools": __version__, "python": platform.python_version()} | known
 
@@ -206,10 +211,10 @@ def revision(entries: Iterable[FileEntry]) -> str:
     return commits.pop() if len(commits) == 1 else ""
 
 
-def _rounded(difference: Difference) -> Difference:
+def _rounded(measured: S) -> S:
     """With no more digits than mean something."""
-    fields = msgspec.structs.asdict(difference).items()
-    return msgspec.structs.replace(difference, **{k: float(f"{v:.{_DIGITS}g}") for k, v in fields if type(v) is float})
+    fields = msgspec.structs.asdict(measured).items()
+    return msgspec.structs.replace(measured, **{k: float(f"{v:.{_DIGITS}g}") for k, v in fields if type(v) is float})
 
 
 def dump(manifest: Manifest) -> bytes:

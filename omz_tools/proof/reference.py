@@ -23,11 +23,13 @@ class Reference:
         inputs: token ids [B, L] of several shapes.
         logits: for each of them f32 [B, L, vocabulary], or a .npy file with it.
         edges: what PyTorch does with each of the inputs of `strange`; empty in the quick proof.
+        checkpoint: what it loaded.
     """
 
     inputs: list[Any]
     logits: list[Any]
     edges: dict[str, str]
+    checkpoint: Checkpoint
 
 
 def shapes(positions: int, *, full: bool) -> list[tuple[int, int]]:
@@ -75,7 +77,7 @@ def make(checkpoint: Checkpoint, spec: Export, folder: Path, *, full: bool = Fal
         inputs.append(ids)
         found.append(_put_aside(folder / f"{len(found)}.npy", logits) if full else logits)
     cases = strange(positions, vocabulary) if full else {}
-    return Reference(inputs, found, {case: behaviour(answer, ids) for case, ids in cases.items()})
+    return Reference(inputs, found, {case: behaviour(answer, ids) for case, ids in cases.items()}, checkpoint)
 
 
 def _put_aside(path: Path, logits: Any) -> Path:

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from omz_tools.cache.stages import Ingredients
-from omz_tools.descriptors.descriptor import Bound, Export, TensorSpec
-from omz_tools.descriptors.kinds import ONNX, text_of, variant_of
+from omz_tools.descriptors.descriptor import COMPRESSED, Bound, Export, TensorSpec
+from omz_tools.descriptors.kinds import ONNX, precision_of, text_of, variant_of
 from omz_tools.errors import ProofError
 from omz_tools.export import signatures, stateful
-from omz_tools.proof import differences, runners
+from omz_tools.proof import differences, rounding, runners
 from omz_tools.proof.differences import Figure
 from omz_tools.proof.reference import Reference, behaviour, shapes, strange
 from omz_tools.system import libraries
@@ -25,7 +25,10 @@ def ingredients(spec: Export, what: str, bound: Bound, positions: int, *, full: 
     runtime = "onnxruntime" if what == ONNX else "openvino"
     names = ("torch", "transformers", runtime)
     grid = shapes(positions, full=full)
-    return ({"runs": [runners.runs(length) for _, length in grid]} if variant_of(what) else {}) | {
+    more: Ingredients = {"runs": [runners.runs(length) for _, length in grid]} if variant_of(what) else {}
+    if precision_of(what) == COMPRESSED:
+        more["rounding"] = rounding.FORMAT
+    return more | {
         "stage": "proof",
         "format": _FORMAT,
         "what": what,
@@ -41,6 +44,8 @@ def ingredients(spec: Export, what: str, bound: Bound, positions: int, *, full: 
 def compare(reference: Reference, spec: Export, what: str, path: Path, bound: Bound) -> Figure:
     """Check the contract of one file, and compare its logits, computed in F32, with PyTorch's.
 
+    Weights in 8 bits are compared with the checkpoint's, too: they are what makes such a file answer otherwise.
+
     Args:
         reference: of the checkpoint that the file was made from.
         spec: names, types and axes of the contract.
@@ -49,10 +54,12 @@ def compare(reference: Reference, spec: Export, what: str, path: Path, bound: Bo
         bound: how far the logits may be apart.
 
     Raises:
-        ProofError: the file breaks the contract, or cannot be run, or gives something of another kind.
+        ProofError: the file breaks the contract, or cannot be run, or gives something of another kind; or weights in
+            8 bits are not the checkpoint's, rounded.
     """
     np = libraries.load("numpy")
     check_contract(what, path, spec)
+    rounded = rounding.check(path, reference.checkpoint, spec) if precision_of(what) == COMPRESSED else None
     answers = runners.of(what, path, spec)
     found = []
     for ids, wanted in zip(reference.inputs, reference.logits, strict=True):
@@ -67,7 +74,7 @@ def compare(reference: Reference, spec: Export, what: str, path: Path, bound: Bo
                 raise ProofError(f"{text_of(what)} cannot be run: {libraries.reason(error)}") from error
             measured = differences.measure(what, bound, logits, wanted)
             found.append(msgspec.structs.replace(measured, runs=len(part)))
-    return Figure(what, bound, tuple(found))
+    return Figure(what, bound, tuple(found), rounding=rounded)
 
 
 def behaviours(what: str, path: Path, spec: Export, cases: Mapping[str, list[list[int]]]) -> dict[str, str]:

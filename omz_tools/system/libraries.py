@@ -23,6 +23,7 @@ _SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "ORT_DISABLE_TELEMETRY": "1",
+    "NNCF_DISABLE_OPTIMIZED_COMPRESSION": "1",  # NumPy divides alike on every processor, OpenVINO need not
     "OMP_WAIT_POLICY": "PASSIVE",  # idle threads of PyTorch leave the processor to the processes beside
 }
 
