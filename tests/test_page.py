@@ -41,6 +41,7 @@ PROMPT = "If the class defines a\n__len__"
 DRAWN = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "max_tokens": 60, "seed": "18446744073709551615"}
 # Of its tokens, none comes twice; three give no text, since their character is not whole.
 ODD = "<img src=x>😀\n\tend"
+STOP = "<img src=x>!"
 # What a browser would do beside its work.
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -138,10 +139,12 @@ def mini_page(mini: Converted) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def odd_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A model that makes ODD of "Go:", and then ends."""
+    """A model that makes ODD of "Go:", and then ends; what a stop string may begin with comes at once."""
     ids = [TOKENIZER.encode("Go:")[-1], *TOKENIZER.encode(ODD), TOKENIZER.end or 0]
     assert len(set(ids)) == len(ids)
-    with served(a_model(tmp_path_factory.mktemp("odd") / "odd", dict(pairwise(ids))), "--temperature=0") as server:
+    with served(
+        a_model(tmp_path_factory.mktemp("odd") / "odd", dict(pairwise(ids))), "--temperature=0", "--stop", STOP
+    ) as server:
         yield server
 
 
@@ -206,8 +209,23 @@ def ended(page: Any) -> str:
 
 def cards(page: Any) -> list[tuple[str, str]]:
     """The alternatives that are shown, with their probabilities."""
+    api.expect(page.locator("#card")).to_be_visible()
     rows = page.locator("#card li").all()
     return [tuple(row.locator(part).text_content() for part in (".name", ".share")) for row in rows]
+
+
+# The number of the token that has the focus, and where each one begins.
+FOCUSED = "[...document.querySelectorAll('#tokens > span')].indexOf(document.activeElement)"
+PLACES = "[...document.querySelectorAll('#tokens > span')].map((token) => token.getClientRects()[0])"
+
+
+def nearest(page: Any, number: int) -> int:
+    """The token of the line above another one that begins nearest to its column."""
+    places = [(round(place["top"] / 8), place["left"]) for place in page.evaluate(PLACES)]
+    line, column = places[number]
+    above = max(other for other, _ in places if other < line - 1)
+    on_it = [place for place, (other, _) in enumerate(places) if abs(other - above) <= 1]
+    return min(on_it, key=lambda place: abs(places[place][1] - column))
 
 
 def visible(name: str) -> str:
@@ -331,9 +349,14 @@ def test_each_token_has_its_alternatives_when_pointed_at_and_when_moved_to(
     assert tokens.nth(4).get_attribute("aria-describedby") == "card"
     page.keyboard.press("End")
     assert cards(page) == rows(59)
-    page.keyboard.press("ArrowUp")
-    assert cards(page) != rows(59)
+    for _ in range(2):
+        now = page.evaluate(FOCUSED)
+        above = nearest(page, now)
+        page.keyboard.press("ArrowUp")
+        assert page.evaluate(FOCUSED) == above < now
+        assert cards(page) == rows(above)
     page.keyboard.press("ArrowDown")
+    assert above < page.evaluate(FOCUSED) < 60
     page.keyboard.press("Home")
     assert cards(page) == rows(0)
     page.keyboard.press("Escape")
@@ -358,8 +381,10 @@ def test_a_text_is_shown_as_it_is_whatever_it_holds(odd_page: Served, open_page:
     assert names == [visible(TOKENIZER.decode([token])) for token in [*TOKENIZER.encode(ODD), TOKENIZER.end or 0]]
     assert names[14:] == ["↵", "⇥", "end", "<|endoftext|>"]
     # Those that give no text can be seen, pointed at and moved to.
-    assert [tokens.nth(number).text_content() for number in range(10, 18)] == ["", "", "", "😀", "\n", "\t", "end", ""]
-    for number in (10, 14, 17):
+    assert [tokens.nth(number).text_content() for number in range(10, 18)] == [
+        "", "", "", "<img src=x>😀", "\n", "\t", "end", "",
+    ]  # fmt: skip
+    for number in (0, 10, 14, 17):
         tokens.nth(number).hover()
         assert cards(page)[0] == (names[number], "98.8 %")
     tokens.nth(12).click()
@@ -463,6 +488,7 @@ def test_it_fits_a_telephone_and_its_letters_can_be_read_by_day_and_by_night(
     mini_page: Served, open_page: Callable[..., Any], scheme: str
 ) -> None:
     page = open_page(mini_page, viewport={"width": 320, "height": 600}, color_scheme=scheme)
+    page.locator("#prompt").fill("word" * 20)
     page.keyboard.press("Control+Enter")
     ended(page)
     page.locator("#tokens > span").last.focus()
@@ -696,33 +722,54 @@ def test_the_extra_that_it_needs_is_named(mini: Converted, run: Command, tmp_pat
     assert "pip install 'omz_tools[serve]'" in done.stderr
 
 
-def test_a_browser_is_opened_for_who_sits_at_a_terminal_with_a_desktop(mini: Converted, tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
-    browser = tmp_path / "browser"
-    browser.write_text(
-        f"#!{sys.executable}\nimport sys\nopen({str(tmp_path / 'opened')!r}, 'a').write(sys.argv[1] + '\\n')\n"
-    )
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which a browser of ours notes the addresses that it is told to open."""
+    notes, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(f"#!{sys.executable}\nimport sys\nopen({str(notes)!r}, 'a').write(sys.argv[1] + '\\n')\n")
     browser.chmod(0o755)
-    kept = {name: text for name, text in os.environ.items() if name not in ("SSH_CONNECTION", "WAYLAND_DISPLAY")}
-    opened = tmp_path / "opened"
-    for more in ({"DISPLAY": ""}, {"DISPLAY": ":7", "SSH_CONNECTION": "from afar"}, {"DISPLAY": ":7"}):
-        person, program = pty.openpty()
-        words = [BIN / "omz_text_prediction", "-m", mini.folder, "--serve", "0", "--temperature=0"]
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=program, stderr=subprocess.DEVNULL,
-            env=kept | {"BROWSER": str(browser)} | more,
-        )  # fmt: skip
-        with process, os.fdopen(person) as screen:
-            os.close(program)
-            url = screen.readline().strip()
-            http.client.HTTPConnection(url.split("/")[2], timeout=60).request("GET", "/")
-            if "SSH_CONNECTION" not in more and more["DISPLAY"]:
-                for _ in range(200):
-                    if opened.exists() and opened.read_text():
-                        break
-                    time.sleep(0.05)
-            process.terminate()
-    assert opened.read_text() == url + "\n"
+    monkeypatch.setenv("BROWSER", str(browser))
+    monkeypatch.setenv("DISPLAY", ":7")
+    for name in ("SSH_CONNECTION", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    return notes
+
+
+def test_a_browser_is_opened_for_who_sits_at_a_terminal(mini: Converted, opened: Path) -> None:
+    pty = pytest.importorskip("pty")
+    person, program = pty.openpty()
+    words = [BIN / "omz_text_prediction", "-m", mini.folder, "--serve", "0", "--temperature=0"]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=program, stderr=subprocess.DEVNULL)
+    with process, os.fdopen(person) as screen:
+        os.close(program)
+        url = screen.readline()
+        end = time.monotonic() + 60
+        while not (opened.exists() and opened.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.terminate()
+    assert opened.read_text().split() == url.split()
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "opens"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"DISPLAY": ""}, True, False),
+        ({"DISPLAY": "", "WAYLAND_DISPLAY": "wayland-0"}, True, True),
+        ({"SSH_CONNECTION": "192.0.2.1 5 192.0.2.2 22"}, True, False),
+    ],
+)
+def test_no_browser_is_opened_where_nobody_sits(
+    opened: Path, environment: dict[str, str], terminal: bool, opens: bool
+) -> None:
+    pty = pytest.importorskip("pty")
+    person, program = pty.openpty() if terminal else os.pipe()
+    code = "from omz_tools.page import serving; thread = serving.show('http://page/'); thread and thread.join()"
+    subprocess.run([sys.executable, "-c", code], stdout=program, env=os.environ | environment, check=True)
+    os.close(person)
+    os.close(program)
+    assert opened.exists() == opens
 
 
 @pytest.mark.parametrize(

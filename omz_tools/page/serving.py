@@ -54,14 +54,17 @@ def reached_from_afar(listener: socket.socket) -> bool:
     return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def show(url: str) -> None:
-    """Open the page in the browser of the one who sits at this machine, if somebody does.
+def show(url: str) -> threading.Thread | None:
+    """Let a thread open the page in the browser of the one who sits at this machine; None if nobody does.
 
     Without a desktop, Python would take a browser that runs in the terminal.
     """
     desktop = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if sys.stdout.isatty() and desktop and "SSH_CONNECTION" not in os.environ:
-        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    if not (sys.stdout.isatty() and desktop) or "SSH_CONNECTION" in os.environ:
+        return None
+    opening = threading.Thread(target=webbrowser.open, args=(url,), daemon=True)
+    opening.start()
+    return opening
 
 
 def serve(
