@@ -113,9 +113,18 @@ def owner_of(path: Path, newest: float = 0.0) -> Owner:
             try:
                 _lock(second)
             except BlockingIOError:
-                return Owner.GONE
+                # One that was just taken over has let go of the file that it had at this path before.
+                return Owner.GONE if _leads_to(path, first) else Owner.LIVES
         # There are no locks, or everyone gets one.
         return Owner.GONE if age > OLD_SECONDS else Owner.UNKNOWN
+
+
+def _leads_to(path: Path, file: int) -> bool:
+    """Whether a path is still that of an open file."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file))
+    except OSError:
+        return False
 
 
 @contextmanager
