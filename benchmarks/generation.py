@@ -4,6 +4,7 @@ MODEL_DIR is what `omz_converter` and `omz_converter --variant stateful` made of
 stateful/FP16/openvino_model.xml with its tokenizer beside it; and the same of other precisions. Compared are, where
 they are named:
 
+- FP16 with FP16-INT8, whose weights are half as many bytes
 - what optimum-intel made of the same weights, OPTIMUM_DIR/FP16/openvino_model.xml and so on, with a Python of its own:
   optimum-cli export openvino -m CHECKPOINT --task text-generation-with-past --weight-format fp16 OPTIMUM_DIR/FP16
 - Open Model Zoo's gpt2_text_prediction_demo.py as it is, on IRs without a cache, by an OpenVINO that it still runs on
@@ -38,6 +39,8 @@ from generating import Compiled, Generate, Generated, Prompt, Way
 MODEL = "openvino_model.xml"
 OURS, OPTIMUM, GENAI = "omz_tools", "optimum-intel", "omz_tools with openvino_genai"
 GREEDY, SAMPLING = "omz_text_prediction --temperature 0", "omz_text_prediction"
+# What a precision is compared with, where both are there, and how that one is called then.
+BESIDE = {"FP16-INT8": ("FP16", f"{OURS}, weights in f16")}
 DYNAMIC, PADDED = "Open Model Zoo's demo --dynamic_shape", "Open Model Zoo's demo"
 
 
@@ -131,6 +134,9 @@ def all_ways(precision: str, args: argparse.Namespace) -> list[Group]:
     folders[OURS] = ours
     settings = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": args.cache}
     same = {cached(name, args.cache): generating.loop(folder / MODEL, settings) for name, folder in folders.items()}
+    if precision in BESIDE and (ours.parent / BESIDE[precision][0]).is_dir():
+        other, name = BESIDE[precision]
+        same[cached(name, args.cache)] = generating.loop(ours.parent / other / MODEL, settings)
     as_it_is = {name: generating.loop(folder / MODEL, {}) for name, folder in folders.items()}
     if importlib.util.find_spec("openvino_genai"):
         as_it_is[GENAI] = generating.genai(ours)
@@ -182,6 +188,7 @@ def as_table(precision: str, given: Prompt, rows: Rows, cache: str) -> dict[str,
     pairs = [
         (cached(OURS, cache), cached(OPTIMUM, cache)), (OURS, OPTIMUM), (GENAI, OURS), (GREEDY, DYNAMIC),
         (SAMPLING, DYNAMIC), (SAMPLING, PADDED),
+        *((cached(OURS, cache), cached(name, cache)) for _, name in BESIDE.values()),
     ]  # fmt: skip
     return {
         "precision": precision,

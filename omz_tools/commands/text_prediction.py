@@ -57,7 +57,10 @@ def _parser() -> Parser:
         "-o", "--output_dir", type=Path, metavar="DIR", help="where the converted models are (default: there)"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, metavar="P", help="FP32 or FP16 (default: the first of these that is there)"
+        "--precision",
+        choices=PRECISIONS,
+        metavar="P",
+        help="FP32, FP16 or FP16-INT8 (default: the first of these that is there)",
     )
     parser.add_argument("--device", default="CPU", metavar="DEVICE", help="of OpenVINO (default: CPU)")
     parser.add_argument(

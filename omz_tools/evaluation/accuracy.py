@@ -180,7 +180,8 @@ def _listed(paths: list[Path]) -> str:
 
 def _command(plan: Plan, wish: Wish) -> str:
     words = ["omz_converter", "--name", plan.model.name, "-d", str(wish.download_dir)]
-    return " ".join(words + (["-o", str(wish.output_dir)] if wish.output_dir != wish.download_dir else []))
+    words += ["-o", str(wish.output_dir)] if wish.output_dir != wish.download_dir else []
+    return " ".join(words + (["--precisions", ",".join(wish.precisions)] if wish.precisions else []))
 
 
 def _passage(model: Model, wish: Wish, means: Means, reporter: Reporter) -> tuple[Passage, Accuracy | None]:

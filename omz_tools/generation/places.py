@@ -66,6 +66,7 @@ def of_model(
     folder = output_dir / model.subdirectory
     xml = _ir(folder, precision)
     if not xml:
+        words += f" --precisions {precision}" if precision else ""
         raise MissingError(
             f"{_wanted(folder, precision)} is not there", hint=f"Convert it first: omz_converter {words}"
         )
