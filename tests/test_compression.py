@@ -14,12 +14,13 @@ import pytest
 import safetensors.numpy
 import yaml
 from conftest import Command, Converted, run_command
+from openvino import opset13
 
 from omz_tools.descriptors import zoo
 from omz_tools.descriptors.descriptor import Export
 from omz_tools.errors import ProofError
 from omz_tools.evaluation import analysis
-from omz_tools.export import checkpoint, ir
+from omz_tools.export import checkpoint, compression, ir
 from omz_tools.proof import rounding
 
 WHAT = "FP16-INT8"
@@ -139,6 +140,20 @@ def test_a_weight_that_is_not_the_checkpoints_is_found(
     checkpoints.write_safetensors(folder / "model.safetensors", changed)
     with pytest.raises(ProofError, match=rf"'{MATRIX}' in 8 bits is not the checkpoint's, rounded: row {row} "):
         rounding.check(xml, checkpoint.load(folder), spec())
+
+
+def test_channels_may_be_of_any_size(tmp_path: Path) -> None:
+    """Down to those whose step f16 hardly has a number for."""
+    sizes = np.array([0, 1e-30, 1e-6, 1e-4, 1, 1e4], np.float32)
+    values = np.random.default_rng(3).standard_normal((64, 6), dtype=np.float32) * sizes
+    given, matrix = opset13.parameter([-1, 64], np.float32, "given"), opset13.constant(values, name="h.0.one.weight")
+    model = openvino.Model([opset13.matmul(given, matrix, False, False)], [given], "one")
+    openvino.save_model(compression.compress(model), tmp_path / "m.xml")
+    (tmp_path / "config.json").write_text("{}")
+    checkpoints.write_safetensors(tmp_path / "model.safetensors", {"h.0.one.weight": values})
+    assert rounding.check(tmp_path / "m.xml", checkpoint.load(tmp_path), spec()).weights == values.size
+    kinds = Counter(node.get_element_type().get_type_name() for node in model.get_ops())
+    assert kinds["i8"] == 0  # the model is as it was
 
 
 def test_a_matrix_that_is_not_in_8_bits_is_found(compressed: Converted) -> None:

@@ -313,8 +313,9 @@ def test_a_model_that_was_not_downloaded_or_not_converted_says_which_command_doe
     assert done.returncode == 1
     assert f"{root}/public/gpt-2-mini/FP32/gpt-2-mini.xml" in done.stderr
     assert f"omz_converter --name gpt-2-mini -d {root}" in done.stderr
-    done = run("omz_evaluator", "--name", "gpt-2-mini", "-d", root, "-o", root / "else")
-    assert f"omz_converter --name gpt-2-mini -d {root} -o {root}/else" in done.stderr
+    words = ("-o", root / "else", "--precisions", "FP32,FP16-INT8")
+    done = run("omz_evaluator", "--name", "gpt-2-mini", "-d", root, *words)
+    assert f"omz_converter --name gpt-2-mini -d {root} -o {root}/else --precisions FP32,FP16-INT8" in done.stderr
     shutil.rmtree(root / "public")
     done = run("omz_evaluator", "--name", "gpt-2-mini", "-d", root)
     assert done.returncode == 1

@@ -549,6 +549,7 @@ WRONG: list[tuple[Callable[[Path], object] | None, str, str]] = [
     (None, "--name gpt-2*", r"names several models: gpt-2, gpt-2-mini\nChoose one"),
     (None, "--name gpt-3", 'No matching models: "gpt-3"'),
     (None, NAMED, r"In model gpt-2-mini: An IR in .*\nConvert it first: omz_converter --name gpt-2-mini -d "),
+    (None, NAMED + " --precision FP16-INT8", r"omz_converter --name gpt-2-mini -d .* --precisions FP16-INT8\n"),
     (
         lambda model: shutil.copytree(model / "FP16", model.parent / "out/public/gpt-2-mini/FP16"),
         NAMED + " -o {folder}/out", r"gpt2-mini is not there\nomz_downloader --name gpt-2-mini -o ",

@@ -57,12 +57,14 @@ def test_a_value_that_is_no_number_is_found_wherever_it_is(tmp_path: Path, value
 
 @pytest.mark.parametrize("place", [0, 262_143, 262_144, LONG - 1])
 @pytest.mark.parametrize("value", [65520, -65520, 3e38, -3e38])
-def test_a_value_beyond_f16_is_an_error_for_fp16_alone(tmp_path: Path, value: float, place: int) -> None:
+def test_a_value_beyond_f16_is_an_error_for_all_but_fp32(tmp_path: Path, value: float, place: int) -> None:
     read = tensors_of(tmp_path, {"good": holding(1, 0), "bad": holding(value, place)})
     values.check(read, ["FP32"])
     with pytest.raises(ConversionError, match=r"65504: 1 in 'bad'\n") as caught:
         values.check(read, ["FP16", "FP32"])
     assert "--precisions FP32" in caught.value.hint
+    with pytest.raises(ConversionError):
+        values.check(read, ["FP16-INT8"])
 
 
 def test_values_are_counted_and_the_first_five_tensors_named(tmp_path: Path) -> None:
