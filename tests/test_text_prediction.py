@@ -141,6 +141,8 @@ def test_drawn_tokens_are_those_of_transformers_with_the_same_seed_and_so_are_th
         assert [value for _, value in step.choice.alternatives] == pytest.approx(
             [value for _, value in known], rel=1e-3
         )
+        odds = scores[0].softmax(-1)[step.choice.token]
+        assert step.choice.probability == pytest.approx(float(odds), rel=1e-3)
 
 
 @settings(deadline=None, max_examples=50)
@@ -190,6 +192,7 @@ def test_alternatives_without_a_temperature_are_the_models_own(model: Model, ref
         assert [token for token, _ in step.choice.alternatives] == order.tolist()
         assert [value for _, value in step.choice.alternatives] == pytest.approx(odds.tolist(), rel=1e-3)
         assert step.choice.token == order[0]
+        assert step.choice.probability == pytest.approx(float(odds[0]), rel=1e-3)
 
 
 def test_tokens_that_cannot_come_are_no_alternatives() -> None:
