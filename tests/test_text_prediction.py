@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -145,18 +146,15 @@ def test_drawn_tokens_are_those_of_transformers_with_the_same_seed_and_so_are_th
         assert step.choice.probability == pytest.approx(float(odds), rel=1e-3)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.data())
-def test_a_state_changes_no_answer_whatever_was_asked_before(models: dict[str, Model], data: st.DataObject) -> None:
+def test_a_state_changes_no_answer_whatever_was_asked_before(models: dict[str, Model]) -> None:
     anew, kept = (models[ir].predictor for ir in IRS)
-    rows = [[1]]
-    for _ in range(data.draw(st.integers(1, 6))):
-        # Rows of the last call in any order, each with some tokens more, or none; and rows that have nothing of it.
-        begun = st.sampled_from([*rows, [], [5, 6, 7]])
-        more = st.lists(st.integers(0, 9), min_size=1, max_size=data.draw(st.integers(1, 3)))
-        rows = data.draw(st.lists(st.builds(list.__add__, begun, more), min_size=1, max_size=4))
+    draw, rows = random.Random(3), [[1]]
+    for _ in range(80):
+        # Rows of the last call in any order and number, each with some tokens more, as many or not; or others.
+        begun = draw.choices([*rows, *([[5], []] if draw.random() < 0.3 else [])], k=draw.randint(1, 4))
+        counts = draw.choice([[1], [1], [2], [1, 2, 5]])
+        rows = [[*row, *draw.choices(range(9), k=draw.choice(counts))] for row in begun]
         assert kept.logits(rows) == pytest.approx(anew.logits(rows), abs=2e-4)
-        rows = [row[: data.draw(st.integers(1, len(row)))] for row in rows]
 
 
 def test_a_model_with_a_state_is_given_what_is_new_alone(tmp_path: Path) -> None:
