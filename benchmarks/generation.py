@@ -76,8 +76,7 @@ def main() -> None:
         for table in made:
             measuring.say(text(table, memory))
         tables += made
-    best = bandwidth.best(memory)
-    measuring.say(f"memory: {best['read']:.1f} GB/s read, {best['triad']:.1f} GB/s triad, best of {len(memory)}")
+    measuring.say(f"memory: {bandwidth.words(memory)}")
     measuring.write(args.json, "generation", {"title": title, "memory": memory, "tables": tables})
 
 
@@ -228,7 +227,7 @@ def ratio(rows: Rows, some: str, other: str) -> dict[str, Any]:
 
 def text(table: Mapping[str, Any], memory: Sequence[Mapping[str, float]]) -> str:
     """The table for people."""
-    read = bandwidth.best(memory)["read"]
+    limit = bandwidth.limit(table, memory)
     lines = [f"{table['precision']}, prompt of {table['prompt']} tokens"]
     for name, row in table["rows"].items():
         rates = [one["rate"] for one in row["texts"]]
@@ -236,14 +235,14 @@ def text(table: Mapping[str, Any], memory: Sequence[Mapping[str, float]]) -> str
         line = f"{name:42}  {statistics.median(rates):6.2f} tokens/s  ({min(rates):.2f} to {max(rates):.2f})"
         line += f"  first {first:8.1f} ms  next {token:8.2f} ms"
         if row["weights"]:
-            reached = row["weights"] / token / 1e6
-            line += f"  {row['weights'] / 1e6:.0f} MB: {reached:.1f} GB/s, {reached / read:.0%}  cache {row['cache']}"
+            read = row["weights"] / token / 1e6
+            line += f"  {row['weights'] / 1e6:.0f} MB: {read:.1f} GB/s, {1e3 / token / limit:.0%}  cache {row['cache']}"
         lines.append(line)
     for pair in table["ratios"]:
         line = f"{pair['of']} beside {pair['to']}: tokens/s x{pair['rate']:.3f}, first x{pair['first']:.3f}"
         line += f", next x{pair['next']:.3f}" + (f", the first {pair['same']} tokens equal" if "same" in pair else "")
         lines.append(line)
-    lines.append(f"{'(limit of the memory)':42}  {bandwidth.limit(table, memory):6.2f} tokens/s")
+    lines.append(f"{'(limit of the memory)':42}  {limit:6.2f} tokens/s")
     return "\n".join(lines) + "\n"
 
 

@@ -95,17 +95,18 @@ def latency(results: dict[str, Any]) -> list[str]:
 
 
 def generation(results: dict[str, Any]) -> list[str]:
-    best = bandwidth.best(results["memory"])
-    memory = (
-        f"{results['title']}. *Next* is the mean time of a token that is not the first, *read* the weights for it over "
-        f"that time. The limit is {best['read']:.1f} GB/s, what all processors together read from memory; the triad of "
-        f"STREAM moves {best['triad']:.1f} GB/s. Both are the best of {len(results['memory'])} measurements in between."
+    memory = results["memory"]
+    about = (
+        f"{results['title']}. *Next* is the mean time of a token that is not the first, *read* the weights that it "
+        f"needs, over that time. The limit is that of reading them as fast as the memory moves bytes at all: "
+        f"{bandwidth.words(memory)}."
     )
-    parts = [memory]
+    parts = [about]
     titles = ["", "tokens/s", "first", "next", "weights", "read", "of the limit", "keys and values"]
     for table in results["tables"]:
-        rows = [[name, *generated(row, best["read"])] for name, row in table["rows"].items()]
-        rows.append(["(limit of the memory)", f"{bandwidth.limit(table, results['memory']):.1f}", *[""] * 6])
+        limit = bandwidth.limit(table, memory)
+        rows = [[name, *generated(row, limit)] for name, row in table["rows"].items()]
+        rows.append(["(limit of the memory)", f"{limit:.1f}", *[""] * 6])
         parts += [f"{table['precision']}, a prompt of {table['prompt']} tokens:", markdown(titles, rows)]
         parts += ["\n".join(f"- {beside(pair)}" for pair in table["ratios"])] if table["ratios"] else []
     return parts
@@ -119,7 +120,7 @@ def generated(row: dict[str, Any], limit: float) -> list[str]:
     if not row["weights"]:
         return [*cells, "", "", "", ""]
     read = row["weights"] / token / 1e9
-    return [*cells, f"{row['weights'] / 1e6:.0f} MB", f"{read:.1f} GB/s", f"{read / limit:.0%}", row["cache"]]
+    return [*cells, f"{row['weights'] / 1e6:.0f} MB", f"{read:.1f} GB/s", f"{1 / token / limit:.0%}", row["cache"]]
 
 
 def beside(pair: dict[str, Any]) -> str:
