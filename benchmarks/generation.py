@@ -14,9 +14,10 @@ of cached keys and values, and then without any setting, so that the IR decides.
 only the commands by their plain names draw one, as they do unless told otherwise.
 
 Each way has a process of its own. Those that loop are started anew in each turn, since where weights come to lie in
-memory makes some percent, and they alternate, after one text to warm up. A command makes one text in a turn, the first
-after loading, which never counts. tokens/s are of the whole text; "next" is the mean time of a token that is not the
-first. The limit is what the memory gives, measured in each turn, over the bytes of weights that a token needs.
+memory makes ten percent, and they alternate, after a short text to warm up. A command makes one text in a turn, its
+first after loading, which never counts. No prompt comes twice. tokens/s are of the whole text; "next" is the mean time
+of a token that is not the first. The limit is what the memory gives, measured in each turn, over the bytes of weights
+that a token needs.
 """
 
 import argparse
@@ -37,6 +38,7 @@ import openvino
 from generating import Compiled, Generate, Generated, Prompt, Way
 
 MODEL = "openvino_model.xml"
+WARM_UP = 8  # tokens: OpenVINO lays weights out when it first meets a prompt, and when it first meets a token
 OURS, OPTIMUM, GENAI = "omz_tools", "optimum-intel", "omz_tools with openvino_genai"
 GREEDY, SAMPLING = "omz_text_prediction --temperature 0", "omz_text_prediction"
 # What a precision is compared with, where both are there, and how that one is called then.
@@ -59,8 +61,8 @@ def main() -> None:
         "--prompts", type=int, nargs="+", default=[32, 512], metavar="N", help="tokens (default: 32 512)"
     )
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="new ones of each text (default: 128)")
-    parser.add_argument("--turns", type=int, default=4, metavar="N", help="an even number is fair (default: 4)")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="texts in each turn (default: 2)")
+    parser.add_argument("--turns", type=int, default=8, metavar="N", help="an even number is fair (default: 8)")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="texts in each turn (default: 1)")
     parser.add_argument("--command_turns", type=int, default=2, metavar="N", help="those of commands (default: 2)")
     args = parser.parse_args()
     if bool(args.incumbent) != bool(args.incumbent_demo):
@@ -108,7 +110,8 @@ Rows = dict[str, Row]
 
 def compare(precision: str, args: argparse.Namespace, memory: list[dict[str, float]]) -> list[dict[str, Any]]:
     """A table for each prompt; how fast the memory is goes to `memory` in each turn."""
-    prompts = [prompt(args.model_dir / "stateful" / precision, count) for count in args.prompts]
+    folder = args.model_dir / "stateful" / precision
+    prompts = [draw_prompts(folder, count, range(-1, args.rounds)) for count in args.prompts]
     groups = all_ways(precision, args)
     tables: list[Rows] = [{name: Row() for group in groups for name in group.ways} for _ in prompts]
     for turn in range(args.turns):
@@ -123,7 +126,7 @@ def compare(precision: str, args: argparse.Namespace, memory: list[dict[str, flo
                 for rows, given in zip(tables, prompts, strict=True):
                     in_turn(rows, started, given, args.tokens, group.rounds)
         memory.append(bandwidth.measure(max(threads)))
-    return [as_table(precision, given, rows, args.cache) for given, rows in zip(prompts, tables, strict=True)]
+    return [as_table(precision, count, rows, args.cache) for count, rows in zip(args.prompts, tables, strict=True)]
 
 
 def all_ways(precision: str, args: argparse.Namespace) -> list[Group]:
@@ -153,8 +156,11 @@ def cached(name: str, cache: str) -> str:
     return f"{name}, cache in {cache}"
 
 
-def prompt(folder: Path, count: int) -> Prompt:
-    """So many words, each of which is one token of the tokenizer in `folder`."""
+def draw_prompts(folder: Path, count: int, rounds: range) -> dict[int, Prompt]:
+    """For each round so many words, each of which is one token of the tokenizer in `folder`.
+
+    None begins as another one does: OpenVINO GenAI keeps what it has computed of a prompt.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
@@ -162,36 +168,43 @@ def prompt(folder: Path, count: int) -> Prompt:
     # A space is written so in a vocabulary of bytes.
     words = sorted(word[1:] for word in tokenizer.get_vocab() if word.startswith("Ġ"))
     words = [f" {word}" for word in words if word.isascii() and word.isalpha()]
-    whole = "".join(np.random.default_rng(0).choice(words, count))
-    ids = tokenizer.encode(whole).ids
-    if len(ids) != count:
-        raise ValueError(f"{whole!r} is {len(ids)} tokens, and not {count}")
-    return Prompt(whole, ids)
+    draw = np.random.default_rng(0)
+    firsts = draw.choice(words, len(rounds), replace=False)
+    texts = ["".join([first, *draw.choice(words, count - 1)]) for first in firsts]
+    prompts = [Prompt(text, tokenizer.encode(text).ids) for text in texts]
+    assert all(len(prompt.ids) == count for prompt in prompts)
+    return dict(zip(rounds, prompts, strict=True))
 
 
 def in_turn(
-    rows: Rows, started: Mapping[str, tuple[Generate, Compiled | None]], given: Prompt, count: int, rounds: range
+    rows: Rows,
+    started: Mapping[str, tuple[Generate, Compiled | None]],
+    prompts: Mapping[int, Prompt],
+    count: int,
+    rounds: range,
 ) -> None:
-    """Let each continue the prompt; who is first changes from round to round."""
+    """Let each continue the prompts of the rounds; whoever was started first is first in every other round."""
     for turn in rounds:
-        for name in sorted(started, reverse=turn % 2 == 0):
+        for name in list(started)[:: -1 if turn % 2 else 1]:
             generate, compiled = started[name]
-            made = generate(given, count)
-            if turn >= 0:
+            if turn < 0:
+                generate(prompts[turn], min(count, WARM_UP))
+            else:
                 rows[name].compiled = compiled
-                rows[name].texts.append(made)
+                rows[name].texts.append(generate(prompts[turn], count))
 
 
-def as_table(precision: str, given: Prompt, rows: Rows, cache: str) -> dict[str, Any]:
-    """What all ways made of a prompt, as it is written down."""
+def as_table(precision: str, count: int, rows: Rows, cache: str) -> dict[str, Any]:
+    """What all ways made of prompts of `count` tokens, as it is written down."""
+    rows = {name: row for name, row in rows.items() if row.texts}
     pairs = [
         (cached(OURS, cache), cached(OPTIMUM, cache)), (OURS, OPTIMUM), (GENAI, OURS), (GREEDY, DYNAMIC),
-        (SAMPLING, DYNAMIC), (SAMPLING, PADDED),
+        (GREEDY, PADDED), (SAMPLING, DYNAMIC), (SAMPLING, PADDED),
         *((cached(OURS, cache), cached(name, cache)) for _, name in BESIDE.values()),
     ]  # fmt: skip
     return {
         "precision": precision,
-        "prompt": len(given.ids),
+        "prompt": count,
         "rows": {
             name: {
                 "weights": row.compiled and row.compiled.weights,
@@ -227,7 +240,7 @@ def ratio(rows: Rows, some: str, other: str) -> dict[str, Any]:
 
 def text(table: Mapping[str, Any], memory: Sequence[Mapping[str, float]]) -> str:
     """The table for people."""
-    limit = bandwidth.limit(table, memory)
+    moved = bandwidth.most(memory)
     lines = [f"{table['precision']}, prompt of {table['prompt']} tokens"]
     for name, row in table["rows"].items():
         rates = [one["rate"] for one in row["texts"]]
@@ -236,13 +249,13 @@ def text(table: Mapping[str, Any], memory: Sequence[Mapping[str, float]]) -> str
         line += f"  first {first:8.1f} ms  next {token:8.2f} ms"
         if row["weights"]:
             read = row["weights"] / token / 1e6
-            line += f"  {row['weights'] / 1e6:.0f} MB: {read:.1f} GB/s, {1e3 / token / limit:.0%}  cache {row['cache']}"
+            line += f"  {row['weights'] / 1e6:.0f} MB: {read:.1f} GB/s, {read / moved:.0%}  cache {row['cache']}"
         lines.append(line)
     for pair in table["ratios"]:
         line = f"{pair['of']} beside {pair['to']}: tokens/s x{pair['rate']:.3f}, first x{pair['first']:.3f}"
         line += f", next x{pair['next']:.3f}" + (f", the first {pair['same']} tokens equal" if "same" in pair else "")
         lines.append(line)
-    lines.append(f"{'(limit of the memory)':42}  {limit:6.2f} tokens/s")
+    lines.append(f"{'(limit of the memory)':42}  {bandwidth.limit(table, memory):6.2f} tokens/s")
     return "\n".join(lines) + "\n"
 
 

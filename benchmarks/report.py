@@ -104,15 +104,14 @@ def generation(results: dict[str, Any]) -> list[str]:
     parts = [about]
     titles = ["", "tokens/s", "first", "next", "weights", "read", "of the limit", "keys and values"]
     for table in results["tables"]:
-        limit = bandwidth.limit(table, memory)
-        rows = [[name, *generated(row, limit)] for name, row in table["rows"].items()]
-        rows.append(["(limit of the memory)", f"{limit:.1f}", *[""] * 6])
+        rows = [[name, *generated(row, bandwidth.most(memory))] for name, row in table["rows"].items()]
+        rows.append(["(limit of the memory)", f"{bandwidth.limit(table, memory):.1f}", *[""] * 6])
         parts += [f"{table['precision']}, a prompt of {table['prompt']} tokens:", markdown(titles, rows)]
         parts += ["\n".join(f"- {beside(pair)}" for pair in table["ratios"])] if table["ratios"] else []
     return parts
 
 
-def generated(row: dict[str, Any], limit: float) -> list[str]:
+def generated(row: dict[str, Any], most: float) -> list[str]:
     rates = [one["rate"] for one in row["texts"]]
     first, token = (statistics.median(one[what] for one in row["texts"]) for what in ("first", "next"))
     cells = [f"{statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})"]
@@ -120,7 +119,7 @@ def generated(row: dict[str, Any], limit: float) -> list[str]:
     if not row["weights"]:
         return [*cells, "", "", "", ""]
     read = row["weights"] / token / 1e9
-    return [*cells, f"{row['weights'] / 1e6:.0f} MB", f"{read:.1f} GB/s", f"{1 / token / limit:.0%}", row["cache"]]
+    return [*cells, f"{row['weights'] / 1e6:.0f} MB", f"{read:.1f} GB/s", f"{read / most:.0%}", row["cache"]]
 
 
 def beside(pair: dict[str, Any]) -> str:
