@@ -347,8 +347,6 @@ class Running:
         self, command: list[str], cwd: Path, environment: dict[str, str], before: tuple[str, ...] = ()
     ) -> None:
         """`before` are words that start the command."""
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what the background of a shell leaves to all it starts
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 -- closed with this
         self._process = subprocess.Popen(
             [*before, *command], cwd=cwd, env=settings(**environment),

@@ -128,6 +128,23 @@ def test_the_token_that_ends_a_document_ends_the_text_and_is_not_shown(tmp_path:
     assert "".join(step.text for step in row) == TOKENIZER.decode([2046, 2047])
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 5.0, 50.0])
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 0.999])
+def test_of_a_large_vocabulary_those_tokens_may_come_that_transformers_leaves(spread: float, top_p: float) -> None:
+    logits = np.random.default_rng(3).normal(0.0, 1.0, 50_257).astype(np.float32) * np.float32(spread)
+    warper = transformers.TopPLogitsWarper(top_p)
+    wanted = warper(None, torch.from_numpy(logits)[None])[0].softmax(dim=-1).numpy()
+    told = sampling.chooser(Sampling(1.0, 0, top_p, seed=2, alternatives=50_257))(logits)
+    odds = np.zeros_like(wanted)
+    for token, probability in told.alternatives:
+        odds[token] = probability
+    # Sums of so many numbers are rounded: of the tokens at the border, some more or less may come.
+    assert np.abs(odds - wanted).sum() < 1e-4
+    choose, generator = sampling.chooser(Sampling(1.0, 0, top_p, seed=2)), torch.Generator().manual_seed(2)
+    drawn = [int(torch.multinomial(torch.from_numpy(wanted), 1, generator=generator)) for _ in range(30)]
+    assert [choose(logits).token for _ in drawn] == drawn
+
+
 def test_drawn_tokens_are_those_of_transformers_with_the_same_seed_and_so_are_their_alternatives(
     model: Model, reference: Any
 ) -> None:
@@ -332,9 +349,12 @@ def test_several_prompts_come_one_after_the_other_whether_computed_together_or_n
 ) -> None:
     inputs = [word for prompt in PROMPTS for word in ("-i", prompt)]
     how = ("--seed", "5", "--max_tokens", "10")
-    texts = [predict(*inputs, *how, "--batch_size", size).stdout for size in ("1", "3")]
+    done = {size: predict(*inputs, *how, "--batch_size", size) for size in ("1", "3")}
     alone = [predict("-i", prompt, *how).stdout for prompt in PROMPTS]
-    assert texts[0] == texts[1] == "\n".join(alone)
+    assert {one.stdout for one in done.values()} == {"\n".join(alone)}
+    # What is computed together is counted together.
+    counts = {size: re.findall(r"^(\d+) tokens, ", one.stderr, re.M) for size, one in done.items()}
+    assert counts == {"1": ["10", "10", "10", "10"], "3": ["30", "10"]}
 
 
 def test_a_prompt_must_leave_room_for_one_token(predict: Predict) -> None:

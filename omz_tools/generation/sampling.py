@@ -89,16 +89,28 @@ def _drawing(sampling: Sampling) -> Chooser:
     warpers = process.LogitsProcessorList([process.TemperatureLogitsWarper(float(sampling.temperature))])
     if sampling.top_k:
         warpers.append(process.TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(process.TopPLogitsWarper(float(sampling.top_p)))
     generator = torch.Generator().manual_seed(sampling.seed)
 
     def choose(logits: Any) -> Choice:
-        odds = warpers(None, torch.from_numpy(logits)[None]).softmax(dim=-1)
+        scores = warpers(None, torch.from_numpy(logits)[None])
+        odds = (_nucleus(scores, sampling.top_p) if sampling.top_p < 1 else scores).softmax(dim=-1)
         token = int(torch.multinomial(odds, 1, generator=generator))
         return _told(token, odds[0].numpy(), sampling.alternatives) if sampling.alternatives else Choice(token)
 
     return choose
+
+
+def _nucleus(scores: Any, top_p: float) -> Any:
+    """Top p of scores f32 [1, vocabulary]; those of the others become minus infinity.
+
+    All tokens that have less than their share of what top p leaves out are left out, and need not be sorted, which
+    takes most of the time. Top p of all are top p / m of the rest, if m is how probable that is.
+    """
+    process = libraries.load("transformers.generation.logits_process")
+    odds = scores.softmax(dim=-1)
+    [near] = (odds[0] >= (1 - top_p) / odds.shape[-1] / 2).nonzero(as_tuple=True)  # half: odds are rounded numbers
+    rest = process.TopPLogitsWarper(min(1.0, top_p / float(odds[0, near].sum())))
+    return scores.new_full(scores.shape, -float("inf")).index_copy(1, near, rest(None, scores[:, near]))
 
 
 def _told(token: int, odds: Any, number: int) -> Choice:
