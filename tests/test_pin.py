@@ -578,7 +578,7 @@ def test_a_hub_that_never_answers_costs_ten_seconds(pin: Pins) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         began = time.monotonic()
         error = pin.fails(HF_ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}")
-        assert time.monotonic() - began < 12
+        assert time.monotonic() - began < 20
     assert "no answer within 8 seconds" in error
 
 
