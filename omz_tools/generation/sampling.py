@@ -90,6 +90,8 @@ def _drawing(sampling: Sampling) -> Chooser:
     if sampling.top_k:
         warpers.append(process.TopKLogitsWarper(sampling.top_k))
     generator = torch.Generator().manual_seed(sampling.seed)
+    # Between two calls torch's threads wait in a loop for more, on the processors that the model is computed with.
+    torch.set_num_threads(1)
 
     def choose(logits: Any) -> Choice:
         scores = warpers(None, torch.from_numpy(logits)[None])
@@ -106,11 +108,14 @@ def _nucleus(scores: Any, top_p: float) -> Any:
     All tokens that have less than their share of what top p leaves out are left out, and need not be sorted, which
     takes most of the time. Top p of all are top p / m of the rest, if m is how probable that is.
     """
-    process = libraries.load("transformers.generation.logits_process")
+    warper = libraries.load("transformers.generation.logits_process").TopPLogitsWarper
     odds = scores.softmax(dim=-1)
-    [near] = (odds[0] >= (1 - top_p) / odds.shape[-1] / 2).nonzero(as_tuple=True)  # half: odds are rounded numbers
-    rest = process.TopPLogitsWarper(min(1.0, top_p / float(odds[0, near].sum())))
-    return scores.new_full(scores.shape, -float("inf")).index_copy(1, near, rest(None, scores[:, near]))
+    near = odds >= (1 - top_p) / odds.shape[-1] / 2  # half of the share: odds are rounded numbers
+    if near.sum() > odds.shape[-1] / 2:  # then to take them out and back costs more than it saves
+        return warper(top_p)(None, scores)
+    [places] = near[0].nonzero(as_tuple=True)
+    rest = warper(min(1.0, top_p / float(odds[0, places].sum())))
+    return scores.new_full(scores.shape, -float("inf")).index_copy(1, places, rest(None, scores[:, places]))
 
 
 def _told(token: int, odds: Any, number: int) -> Choice:
