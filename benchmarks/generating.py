@@ -82,9 +82,9 @@ def loop(xml: Path, settings: Mapping[str, str]) -> Way:
     return lambda: _asking(_loop, xml, dict(settings))
 
 
-def genai(folder: Path) -> Way:
+def genai(folder: Path, settings: Mapping[str, str]) -> Way:
     """openvino_genai.LLMPipeline as it starts: token ids in, the most probable token each time, to a streamer."""
-    return lambda: _asking(_genai, folder)
+    return lambda: _asking(_genai, folder, dict(settings))
 
 
 def command(folder: Path, *options: str) -> Way:
@@ -230,7 +230,7 @@ def _compiled(model: Any) -> Compiled:
     return Compiled(weights, cache, model.get_property("INFERENCE_NUM_THREADS"))
 
 
-def _genai(asked: Connection, folder: Path) -> None:
+def _genai(asked: Connection, folder: Path, settings: dict[str, str]) -> None:
     import openvino
     import openvino_genai
 
@@ -250,14 +250,14 @@ def _genai(asked: Connection, folder: Path) -> None:
         def end(self) -> None:
             pass
 
-    pipeline = openvino_genai.LLMPipeline(folder, "CPU")
+    pipeline = openvino_genai.LLMPipeline(folder, "CPU", **settings)
     asked.send(None)
     while True:
         ids, count = asked.recv()
-        settings = openvino_genai.GenerationConfig(max_new_tokens=count, do_sample=False, ignore_eos=True)
+        wish = openvino_genai.GenerationConfig(max_new_tokens=count, do_sample=False, ignore_eos=True)
         clock = Clock()
         tensors = (openvino.Tensor(array) for array in (np.array([ids]), np.ones((1, len(ids)), np.int64)))
         given = openvino_genai.TokenizedInputs(*tensors)
         began = time.perf_counter()
-        pipeline.generate(given, settings, clock)
+        pipeline.generate(given, wish, clock)
         asked.send(([arrival - began for arrival in clock.arrivals], clock.ids))

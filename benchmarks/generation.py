@@ -63,12 +63,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="new ones of each text (default: 128)")
     parser.add_argument("--turns", type=int, default=8, metavar="N", help="an even number is fair (default: 8)")
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="texts in each turn (default: 1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each that loops (default: OpenVINO's)")
     parser.add_argument("--command_turns", type=int, default=2, metavar="N", help="those of commands (default: 2)")
     args = parser.parse_args()
     if bool(args.incumbent) != bool(args.incumbent_demo):
         parser.error("--incumbent and --incumbent_demo go together")
     precisions = args.precisions or sorted(xml.parent.name for xml in args.model_dir.glob(f"stateful/*/{MODEL}"))
     texts = f"median of {args.turns} x {args.rounds} texts, of commands {min(args.turns, args.command_turns)}"
+    texts += f", {args.threads} thread" + "s" * (args.threads > 1) if args.threads else ""
     title = f"{args.tokens} new tokens, {texts}, OpenVINO {openvino.get_version().split('-')[0]}"
     measuring.say(title)
     memory: list[dict[str, float]] = []
@@ -134,14 +136,15 @@ def all_ways(precision: str, args: argparse.Namespace) -> list[Group]:
     ours = args.model_dir / "stateful" / precision
     folders = {OPTIMUM: args.optimum / precision} if args.optimum and (args.optimum / precision).is_dir() else {}
     folders[OURS] = ours
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": args.cache}
+    threads = {"INFERENCE_NUM_THREADS": str(args.threads)} if args.threads else {}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": args.cache, **threads}
     same = {cached(name, args.cache): generating.loop(folder / MODEL, settings) for name, folder in folders.items()}
     if precision in BESIDE and (ours.parent / BESIDE[precision][0]).is_dir():
         other, name = BESIDE[precision]
         same[cached(name, args.cache)] = generating.loop(ours.parent / other / MODEL, settings)
-    as_it_is = {name: generating.loop(folder / MODEL, {}) for name, folder in folders.items()}
+    as_it_is = {name: generating.loop(folder / MODEL, threads) for name, folder in folders.items()}
     if importlib.util.find_spec("openvino_genai"):
-        as_it_is[GENAI] = generating.genai(ours)
+        as_it_is[GENAI] = generating.genai(ours, threads)
     commands = {}
     if shutil.which(measuring.found(["omz_text_prediction"])[0]):
         commands |= {GREEDY: generating.command(ours, "--temperature", "0"), SAMPLING: generating.command(ours)}
