@@ -11,7 +11,7 @@ from omz_tools.cache.store import Store
 from omz_tools.commands import jobs
 from omz_tools.commands.arguments import Parser, precisions, run, size
 from omz_tools.conversion import pipeline, planning
-from omz_tools.conversion.pipeline import Outcome
+from omz_tools.conversion.outcome import Outcome
 from omz_tools.conversion.plans import Wish
 from omz_tools.descriptors.descriptor import VARIANTS
 from omz_tools.descriptors.zoo import Entry

@@ -1,24 +1,21 @@
 """The straight line from a checkpoint to proven IR: which stage follows which, and which processors work at once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
-
 from omz_tools.cache import record
-from omz_tools.cache.record import Made, Proof, Record, Seen
-from omz_tools.cache.results import Kept, Results
-from omz_tools.conversion import needs
+from omz_tools.cache.record import Seen
+from omz_tools.cache.results import Results
+from omz_tools.conversion import needs, outcome
+from omz_tools.conversion.outcome import Outcome
 from omz_tools.conversion.planning import each
 from omz_tools.conversion.plans import Output, Plan, Way
 from omz_tools.conversion.proving import Proving
-from omz_tools.descriptors.descriptor import COMPRESSED, Precision, Variant
+from omz_tools.descriptors.descriptor import COMPRESSED, Precision
 from omz_tools.descriptors.kinds import ONNX
-from omz_tools.errors import DiskError
 from omz_tools.export import binding, compression, ir, model_optimizer, onnx_export, tokenizer_ir, values
 from omz_tools.export.pytorch_model import NAMING
 from omz_tools.progress.reporting import Reporter
@@ -27,16 +24,6 @@ from omz_tools.system import libraries
 from omz_tools.system.files import disk_errors, room_for
 from omz_tools.system.staging import Staging, sweep
 from omz_tools.system.workers import Pending, Worker, Workers
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an output: how it came to be in place, and its proof if it has one."""
-
-    output: Output
-    how: str
-    files: dict[str, Seen]
-    proof: Proof | None
 
 
 def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter) -> list[Outcome]:
@@ -53,12 +40,12 @@ def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter
     if (
         plan.is_done
         and plan.inputs.seen == plan.known.inputs
-        and _manifest(plan, plan.known.outputs) == _content(place)
+        and outcome.manifest_of(plan, plan.known.outputs) == outcome.content(place)
     ):
         plan.inputs.verified()
         sweep(folder)
         outcomes = [Outcome(o, "in place", o.made.files, o.made.proof) for o in plan.outputs if o.made]
-        _keep(plan, results, {}, outcomes, {}, reporter)
+        outcome.keep(plan, results, {}, outcomes, {}, reporter)
         return outcomes
     at_a_time = 2 if workers.allow(needs.memory(plan, 2)) else 1
     need = needs.memory(plan, at_a_time)
@@ -68,49 +55,11 @@ def carry_out(plan: Plan, results: Results, workers: Workers, reporter: Reporter
         scratch = Path(stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
         run = _Run(plan, results, reporter, staging, lambda: stack.enter_context(workers.worker()), scratch, at_a_time)
         outcomes = run.all()
-        known = _record(plan, outcomes)
-        staging.file(place).write_bytes(_manifest(plan, known.outputs))
+        known = outcome.record_of(plan, outcomes)
+        staging.file(place).write_bytes(outcome.manifest_of(plan, known.outputs))
         record.write(known, staging.record(record.path_of(folder, name)))
         staging.publish()
     return outcomes
-
-
-def _record(plan: Plan, outcomes: Iterable[Outcome]) -> Record:
-    outputs = dict(plan.known.outputs)
-    outputs |= {o.output.what: Made(o.output.ingredients, o.files, o.proof) for o in outcomes}
-    return Record(inputs=plan.inputs.seen, outputs=outputs)
-
-
-def _manifest(plan: Plan, outputs: Mapping[str, Made]) -> bytes:
-    """The manifest of all that comes of this checkpoint; of what is not asked for now, as far as it looks as it was."""
-
-    def holds(what: str, made: Made) -> bool:
-        asked = any(output.what == what for output in plan.outputs)
-        return asked or (made.ingredients.get("checkpoint") == plan.sources and _is_unchanged(plan.folder, made))
-
-    made = manifest.of(
-        plan.model,
-        plan.spec,
-        plan.inputs.seen,
-        {what: made for what, made in outputs.items() if holds(what, made)},
-        plan.bound,
-        self_contained=not plan.onnx.ingredients["refers"],
-    )
-    return manifest.dump(made)
-
-
-def _is_unchanged(folder: Path, made: Made) -> bool:
-    try:
-        return all(record.is_unchanged(folder / name, seen) for name, seen in made.files.items())
-    except OSError:
-        return False
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 class _Run:
@@ -186,7 +135,7 @@ class _Run:
         self._prove(todo, maker)
         plan.inputs.verified()
         outcomes = [self._outcome(output) for output in plan.outputs]
-        _keep(plan, self._results, graphs, outcomes, self._places, self._reporter)
+        outcome.keep(plan, self._results, graphs, outcomes, self._places, self._reporter)
         return outcomes
 
     def _is_cached(self, output: Output) -> bool:
@@ -294,36 +243,5 @@ class _Run:
         return Outcome(output, self._how[output.what], self._seen(output), proof)
 
 
-def _keep(
-    plan: Plan,
-    results: Results,
-    graphs: Mapping[Variant | None, bytes | None],
-    outcomes: Iterable[Outcome],
-    places: Mapping[str, Path],
-    reporter: Reporter,
-) -> None:
-    """Put into the cache what may be wanted again; that it cannot be kept is no failure."""
-
-    def keep(outcome: Outcome) -> None:
-        output = outcome.output
-        if output.what != ONNX and outcome.how != "from the cache" and not results.find(output.ingredients):
-            at = {**output.paths, **places}
-            results.keep(output.ingredients, {n: (at[n], _kept(seen)) for n, seen in outcome.files.items()})
-        if outcome.proof and not results.find(outcome.proof.ingredients):
-            results.keep_bytes(outcome.proof.ingredients, "proof.json", msgspec.json.encode(outcome.proof))
-
-    try:
-        for way in plan.ways:
-            if (graph := graphs.get(way.variant)) and not results.find(way.graph):
-                results.keep_bytes(way.graph, "graph.onnx", graph)
-        each(keep, outcomes)
-    except DiskError as error:
-        reporter.note(f"... not kept in the cache: {error.what}")
-
-
 def _named(way: Way) -> str:
     return f" ({way.variant})" if way.variant else ""
-
-
-def _kept(seen: Seen) -> Kept:
-    return Kept(seen.size, seen.digest.removeprefix("sha256:"))
