@@ -134,6 +134,10 @@ class _Stateful:
         self._request = _compile(xml, model, device, _SETTINGS, {stateful.CACHE_SETTING: kept}).create_infer_request()
         self._rows: list[list[int]] = []
         self._mask: Any = None
+        # OpenVINO lays weights out when it first meets a prompt, and again when it first meets a token alone.
+        for row in ([0, 0], [0, 0, 0]):
+            self.logits([row])
+        self._rows = []
 
     def logits(self, rows: Sequence[Sequence[int]]) -> Any:
         np = libraries.load("numpy")
