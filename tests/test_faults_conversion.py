@@ -3,12 +3,14 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,8 +56,11 @@ class Place:
         kinds: tuple[str, ...] = (),
         locks: str = "work",
     ) -> Iterator[Done]:
-        """How it ends when a call does so, every `step`th, until a run makes fewer calls."""
-        for turn, number in enumerate(itertools.count(1, step)):
+        """How it ends when a call does so, every `step`th, until a run makes fewer calls.
+
+        With which one it begins depends on what goes wrong where, so that together they see most calls.
+        """
+        for turn, number in enumerate(itertools.count(1 + len(does + exchange) % step, step)):
             for error in errors if full() else [errors[turn % len(errors)]]:
                 shutil.rmtree(self.home, ignore_errors=True)
                 shutil.copytree(self.before, self.home)
@@ -117,7 +122,7 @@ def test_each_call_that_fails_ends_in_the_new_files_or_in_one_error_and_the_old_
     place: Place, exchange: str
 ) -> None:
     """A disk with one bad moment."""
-    for done in place.cases("fail", exchange, ["EIO", "ENOSPC", "EACCES", "EROFS"], sample(5, 1)):
+    for done in place.cases("fail", exchange, ["EIO", "ENOSPC", "EACCES", "EROFS"], sample(9, 1)):
         there = place.visible()
         if done.status:
             failed_cleanly(done)
@@ -148,7 +153,7 @@ def test_a_disk_that_refuses_changes_from_some_moment_on_never_shows_half_of_a_p
 def test_a_signal_before_any_call_leaves_all_old_or_all_new_and_nothing_hidden(
     place: Place, exchange: str, number: str, status: int
 ) -> None:
-    for done in place.cases(number, exchange, [""], sample(7, 1)):
+    for done in place.cases(number, exchange, [""], sample(13, 1)):
         assert done.status == status
         assert place.visible() in (OLD, NEW)
         assert place.hidden() == []
@@ -193,8 +198,9 @@ def walked(folder: Path) -> Iterator[Path]:
 class Converter:
     """The command, and tiny models that it converts."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, graph: Path) -> None:
+        """`graph` is a cache with the graph of the models, and nothing else."""
+        self.folder, self.graph = folder, graph
 
     def make(self, download_dir: str = ".", seed: int = 7) -> list[str]:
         """Download a random model; the words that convert it."""
@@ -202,7 +208,20 @@ class Converter:
         checkpoints.pin_locally(repository, self.folder / f"models{seed}", "tiny")
         words = ["--models_dir", f"models{seed}", "--name", "tiny"]
         assert run_command("omz_downloader", *words, "-o", download_dir, cwd=self.folder).returncode == 0
-        return [str(BIN / "omz_converter"), *words, "-d", download_dir, "--force"]
+        return [str(BIN / "omz_converter"), *words, "-d", download_dir]
+
+    def quickly(self, words: list[str], *places: Path) -> list[str]:
+        """The words that make all again but the trace, and compare nothing; in the full run all.
+
+        `places` are where models lie outside the folder of this.
+        """
+        if full():
+            return [*words, "--force"]
+        # One for each conversion, for the IRs would come from there, too.
+        cache = shutil.copytree(self.graph, tempfile.mkdtemp(dir=self.folder), dirs_exist_ok=True)
+        for path in [found for place in (self.folder, *places) for found in place.rglob(".tiny.conversion.json")]:
+            path.write_text('{"format": 1}')  # of an earlier version: nothing is known of what is in place
+        return [*words, "--cache_dir", str(cache), "--verify", "off"]
 
     def start(self, words: list[str], before: tuple[str, ...] = ()) -> Running:
         return Running(words, self.folder, {}, before)
@@ -227,11 +246,16 @@ class Converter:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Converter, list[str], float]:
     """A model that was converted once, the words that do so, and how long it took."""
-    converter = Converter(tmp_path_factory.mktemp("converted"))
+    folder = tmp_path_factory.mktemp("converted")
+    converter = Converter(folder, folder / "graph")
     words = converter.make()
     began = time.monotonic()
-    assert converter.start(words).end(300).status == 0
-    return converter, words, time.monotonic() - began
+    assert converter.start([*words, "--cache_dir", str(converter.graph)]).end(300).status == 0
+    seconds = time.monotonic() - began
+    for path in converter.graph.rglob("result/*/*"):
+        if json.loads(path.read_bytes())["ingredients"]["stage"] != "graph":
+            path.unlink()
+    return converter, words, seconds
 
 
 @dataclass(frozen=True)
@@ -250,16 +274,18 @@ def reconverted(
     converted: tuple[Converter, list[str], float],
 ) -> Reconverted:
     before_it, words, seconds = converted
-    converter = Converter(tmp_path_factory.mktemp("reconverted") / "copy")
+    converter = Converter(tmp_path_factory.mktemp("reconverted") / "copy", before_it.graph)
     shutil.copytree(before_it.folder, converter.folder)
+    assert converter.start(converter.quickly(words)).end(300).status == 0
     draw = random.Random(f"kills of a conversion, {request.param}")
     before = converter.contents()
     was_whole = True
     for turn in range(sample(3, 25)):
-        process = converter.start(words)
         if turn % 2:
+            process = converter.start([*words, "--force", *sample(["--verify", "off"], [])])
             time.sleep(draw.uniform(0, seconds))
         else:  # when it writes
+            process = converter.start(converter.quickly(words))
             count = len(converter.hidden)
             wait_until(lambda count=count, process=process: len(converter.hidden) > count or process.has_ended, 120)
             time.sleep(draw.uniform(0, 0.3))
@@ -268,7 +294,7 @@ def reconverted(
         was_whole = was_whole and before.keys() <= now.keys() and (
             done.status == 0 or all(now[path] == before[path] for path in before)
         )  # fmt: skip
-    again = converter.start(words).end(300)
+    again = converter.start(converter.quickly(words)).end(300)
     return Reconverted(was_whole, converter.hidden, again)
 
 
@@ -290,7 +316,7 @@ def test_a_signal_at_any_moment_of_a_conversion_ends_it_cleanly(
     draw = random.Random(f"signals at a conversion, {number}")
     before = converter.contents()
     for _ in range(sample(1, 25)):
-        process = converter.start(words)
+        process = converter.start([*words, "--force"])
         wait_until(lambda process=process: "Exporting" in process.said[0] or process.has_ended, 120)
         time.sleep(draw.uniform(0, seconds * 0.7))
         process.send(number)
@@ -314,11 +340,12 @@ def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
     converter, words, _ = converted
     out, before = tmp_path / "out", tmp_path / "before"
     out.mkdir()
-    assert converter.start([*words, "-o", str(before)]).end(300).status == 0
+    assert converter.start([*converter.quickly(words), "-o", str(before)]).end(300).status == 0
+    again = converter.quickly(words, before)
     files = [path for path in before.rglob("*") if path.is_file()]
     size = sum(-(-path.stat().st_size // 4096) * 4096 for path in files) + spare
     command = ("unshare", "--mount", "sh", "-c", FULL_DISK, str(out), str(size), str(out), str(before))
-    done = converter.start([*words, "-o", str(out)], command).end(300)
+    done = converter.start([*again, "-o", str(out)], command).end(300)
     failed_cleanly(done)
     assert "unchanged" in done.err
     digests = {f"./{p.relative_to(before)}": hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -326,13 +353,16 @@ def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
     assert {name: digest for digest, name in said} == digests
 
 
-def test_several_conversions_of_one_model_at_once_all_succeed_and_the_result_is_of_one(tmp_path: Path) -> None:
+def test_several_conversions_of_one_model_at_once_all_succeed_and_the_result_is_of_one(
+    converted: tuple[Converter, list[str], float], tmp_path: Path
+) -> None:
     """From two checkpoints, into one folder."""
-    converter = Converter(tmp_path)
+    converter = Converter(tmp_path, converted[0].graph)
     words = {seed: converter.make(f"dl{seed}", seed) for seed in (7, 8)}
     for seed in words:
-        assert converter.start([*words[seed], "-o", f"alone{seed}"]).end(300).status == 0
-    running = [converter.start([*words[7 + number % 2], "-o", "together"]) for number in range(sample(3, 10))]
+        assert converter.start([*converter.quickly(words[seed]), "-o", f"alone{seed}"]).end(300).status == 0
+    commands = [[*converter.quickly(words[7 + number % 2]), "-o", "together"] for number in range(sample(3, 10))]
+    running = [converter.start(command) for command in commands]
     try:
         for process in running:
             done = process.end(600)

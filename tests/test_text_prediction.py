@@ -478,7 +478,7 @@ def test_an_interrupt_and_a_reader_that_goes_end_it_in_the_midst_of_a_text(mini:
 
 def test_a_terminal_is_not_steered_by_a_text(mini: Converted, terminal: tuple[int, int]) -> None:
     person, program = terminal
-    words = [BIN / "omz_text_prediction", "-m", mini.folder, "-i", "\x1b[31mThe", "--max_tokens", "1"]
+    words = [BIN / "omz_text_prediction", "-m", mini.folder, "-i", "\x1b[31mThe", "--max_tokens", "1", "--temperature=0"]
     done = subprocess.run(words, stdout=program, stderr=subprocess.PIPE, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert os.read(person, 1000).startswith(rb"\x1b[31mThe")
@@ -599,7 +599,7 @@ def test_what_is_wrong_is_one_clear_error(
 
 
 def test_a_prompt_that_is_no_text(mini: Converted, run: Command) -> None:
-    done = run("omz_text_prediction", "-m", mini.folder, "-i", os.fsdecode(b"a\xff"))
+    done = run("omz_text_prediction", "-m", mini.folder, "-i", os.fsdecode(b"a\xff"), "--temperature=0")
     assert done.returncode == 1
     assert r"Error: the prompt 'a\udcff' is not UTF-8" in done.stderr
 
