@@ -334,7 +334,7 @@ FULL_DISK += 'find "$0" -name ".*" | grep staged && exit 99; cd "$0"; find . -ty
 def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
     converted: tuple[Converter, list[str], float], tmp_path: Path, spare: int
 ) -> None:
-    """There is room at first for the weights of the IRs, and then not for the ONNX file that holds its own beside."""
+    """There is room when it begins, and then not for all that it writes."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("nothing can be mounted here")
     converter, words, _ = converted
@@ -356,14 +356,16 @@ def test_a_disk_that_is_full_half_way_keeps_what_was_there_and_nothing_else(
 def test_several_conversions_of_one_model_at_once_all_succeed_and_the_result_is_of_one(
     converted: tuple[Converter, list[str], float], tmp_path: Path
 ) -> None:
-    """From two checkpoints, into one folder."""
+    """From two checkpoints, into one folder; all but one begin when that one writes."""
     converter = Converter(tmp_path, converted[0].graph)
     words = {seed: converter.make(f"dl{seed}", seed) for seed in (7, 8)}
     for seed in words:
         assert converter.start([*converter.quickly(words[seed]), "-o", f"alone{seed}"]).end(300).status == 0
     commands = [[*converter.quickly(words[7 + number % 2]), "-o", "together"] for number in range(sample(3, 10))]
-    running = [converter.start(command) for command in commands]
+    running = [converter.start(commands[0])]
     try:
+        wait_until(lambda: len(converter.hidden) > 1 or running[0].has_ended)
+        running += [converter.start(command) for command in commands[1:]]
         for process in running:
             done = process.end(600)
             assert (done.status, done.err) == (0, "")

@@ -1977,7 +1977,7 @@ atexit.register(report)
 
 
 @linux_only
-@pytest.mark.parametrize("connections", sample([4, 16], [1, 4, 16]))
+@pytest.mark.parametrize("connections", sample([16], [1, 4, 16]))
 def test_the_memory_of_the_command_does_not_grow_with_the_file_or_the_connections(
     downloader: Commands, server: FaultyServer, tmp_path: Path, connections: int
 ) -> None:
