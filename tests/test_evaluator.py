@@ -164,7 +164,8 @@ def test_with_the_tokenizer_of_gpt_2_the_loss_is_the_one_of_transformers(tmp_pat
     assert run("omz_converter", *words, "--precisions", "FP32", "--verify", "off").returncode == 0
     text = HELD_OUT.read_text(encoding="utf-8")[:6000]
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    done = run("omz_evaluator", *words, "--onnx", "--text", "text.txt", "--batch_size", "4", "--format", "json")
+    measure = ("--onnx", "--precisions", "FP32", "--text", "text.txt", "--batch_size", "4", "--format", "json")
+    done = run("omz_evaluator", *words, *measure)
     assert done.returncode == 0, done.stderr
     result = results(done)
     own = transformers.GPT2Tokenizer(*(str(checkpoints.PUBLISHED / name) for name in ("vocab.json", "merges.txt")))
