@@ -86,9 +86,7 @@ def all_succeeded(processes: list[Running]) -> list[Done]:
 
 @pytest.mark.parametrize(
     ("number", "locks"),
-    sample(
-        [(4, "work"), (4, "mean nothing"), (2, "ENOLCK")], [(n, lock) for n in (2, 10) for lock in LOCKS]
-    ),
+    sample([(4, "work"), (4, "mean nothing"), (2, "ENOLCK")], [(n, lock) for n in (2, 10) for lock in LOCKS]),
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_processes_that_fetch_the_same_file_at_once_all_succeed(

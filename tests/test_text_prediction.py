@@ -478,7 +478,7 @@ def test_an_interrupt_and_a_reader_that_goes_end_it_in_the_midst_of_a_text(mini:
 
 def test_a_terminal_is_not_steered_by_a_text(mini: Converted, terminal: tuple[int, int]) -> None:
     person, program = terminal
-    words = [BIN / "omz_text_prediction", "-m", mini.folder, "-i", "\x1b[31mThe", "--max_tokens", "1", "--temperature=0"]
+    words = [BIN / "omz_text_prediction", "-m", mini.folder, "-i", "\x1b[31mThe", "--max_tokens=1", "--temperature=0"]
     done = subprocess.run(words, stdout=program, stderr=subprocess.PIPE, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert os.read(person, 1000).startswith(rb"\x1b[31mThe")
