@@ -17,7 +17,7 @@ import checkpoints
 import pytest
 import trustme
 import yaml
-from conftest import Command
+from conftest import Command, comes_to_an_end
 from hub import LARGE, Handler, Hub, HubFile
 
 from omz_tools.descriptors import descriptor, reading, zoo
@@ -579,7 +579,8 @@ def test_a_hub_that_never_answers_is_not_waited_for_for_ever(pin: Pins) -> None:
     code += "import sys; from omz_tools.commands.pin import main; sys.exit(main())"
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         pin.command = ("python", "-c", code)
-        error = pin.fails(HF_ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with comes_to_an_end(20):
+            error = pin.fails(HF_ENDPOINT=f"http://127.0.0.1:{listener.getsockname()[1]}")
     assert "no answer within 1 seconds" in error
 
 
