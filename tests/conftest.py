@@ -13,6 +13,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+from filelock import FileLock
 from hub import Hub
 
 BIN = Path(sys.executable).parent
@@ -94,16 +95,36 @@ def tiny(tmp_path: Path) -> Path:
     return folder
 
 
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills, once in a run; no test may write into it.
+
+    Each worker of pytest-xdist has a session of its own: the first one makes it, and those that want it meanwhile wait.
+    """
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent  # of the run, where each worker has a folder
+    folder, made = top / name, top / f"{name}.made"
+    with FileLock(top / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with all that comes of converting `tiny`: its graph, its IRs, its proofs."""
-    root = tmp_path_factory.mktemp("seed")
-    folder = checkpoints.write_repository(root / "repository", checkpoints.TINY, seed=7)
-    checkpoints.pin_locally(folder, root / "models", "tiny")
-    for command, words in (("omz_downloader", ()), ("omz_converter", ("--cache_dir", "cache"))):
-        done = run_command(command, "--name", "tiny", "--models_dir", "models", *words, cwd=root)
-        assert done.returncode == 0, done.stderr
-    return root / "cache"
+
+    def make(root: Path) -> None:
+        folder = checkpoints.write_repository(root / "repository", checkpoints.TINY, seed=7)
+        checkpoints.pin_locally(folder, root / "models", "tiny")
+        for command, words in (("omz_downloader", ()), ("omz_converter", ("--cache_dir", "cache"))):
+            done = run_command(command, "--name", "tiny", "--models_dir", "models", *words, cwd=root)
+            assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, "seed", make) / "cache"
 
 
 @pytest.fixture
@@ -129,39 +150,58 @@ class Converted:
     downloaded: str
     converted: str
 
+    def keep(self) -> None:
+        """What they printed, beside the models."""
+        said = {"downloaded": self.downloaded, "converted": self.converted}
+        (self.folder.parents[1] / "said.json").write_text(json.dumps(said))
+
+    @classmethod
+    def kept(cls, folder: Path) -> "Converted":
+        """The model in `folder`, with what was kept of the commands."""
+        return cls(folder, **json.loads((folder.parents[1] / "said.json").read_text()))
+
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """gpt-2-mini, downloaded and converted by the commands."""
-    root = tmp_path_factory.mktemp("mini")
-    downloaded = run_command("omz_downloader", "--name", "gpt-2-mini", cwd=root)
-    assert downloaded.returncode == 0, downloaded.stderr
-    converted = run_command("omz_converter", "--name", "gpt-2-mini", cwd=root)
-    assert converted.returncode == 0, converted.stderr
-    return Converted(root / "public" / "gpt-2-mini", downloaded.stdout, converted.stdout)
+
+    def make(root: Path) -> None:
+        downloaded = run_command("omz_downloader", "--name", "gpt-2-mini", cwd=root)
+        assert downloaded.returncode == 0, downloaded.stderr
+        converted = run_command("omz_converter", "--name", "gpt-2-mini", cwd=root)
+        assert converted.returncode == 0, converted.stderr
+        Converted(root / "public" / "gpt-2-mini", downloaded.stdout, converted.stdout).keep()
+
+    return Converted.kept(once(tmp_path_factory, "mini", make) / "public" / "gpt-2-mini")
 
 
 @pytest.fixture(scope="session")
 def stateful(mini: Converted, tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """gpt-2-mini with the stateful variant beside the contract's IR, which was there before."""
-    root = tmp_path_factory.mktemp("stateful")
-    shutil.copytree(mini.folder, root / "public" / "gpt-2-mini")
-    words = ("omz_converter", "--name", "gpt-2-mini", "--variant", "stateful", "--cache_dir", "cache")
-    done = run_command(*words, "--precisions", "FP16,FP16-INT8,FP32", cwd=root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Converted(root / "public" / "gpt-2-mini", mini.downloaded, done.stdout)
+
+    def make(root: Path) -> None:
+        shutil.copytree(mini.folder, root / "public" / "gpt-2-mini")
+        words = ("omz_converter", "--name", "gpt-2-mini", "--variant", "stateful", "--cache_dir", "cache")
+        done = run_command(*words, "--precisions", "FP16,FP16-INT8,FP32", cwd=root)
+        assert done.returncode == 0, done.stdout + done.stderr
+        Converted(root / "public" / "gpt-2-mini", mini.downloaded, done.stdout).keep()
+
+    return Converted.kept(once(tmp_path_factory, "stateful", make) / "public" / "gpt-2-mini")
 
 
 @pytest.fixture(scope="session")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """gpt-2 at its true size with random weights: served by the stand-in Hub, taken to IR by the commands."""
-    root = tmp_path_factory.mktemp("full-size")
-    repository = checkpoints.write_repository(root / "repository", checkpoints.GPT2, seed=11)
-    checkpoints.pin(repository, root / "models", "gpt-2")
-    models = ("--name", "gpt-2", "--models_dir", root / "models")
-    with Hub(repository) as hub:
-        downloaded = run_command("omz_downloader", *models, "-o", root, HF_ENDPOINT=hub.endpoint)
-        assert downloaded.returncode == 0, downloaded.stderr
-    converted = run_command("omz_converter", *models, "-d", root, timeout=600)
-    assert converted.returncode == 0, converted.stderr
-    return Converted(root / "public" / "gpt-2", downloaded.stdout, converted.stdout)
+
+    def make(root: Path) -> None:
+        repository = checkpoints.write_repository(root / "repository", checkpoints.GPT2, seed=11)
+        checkpoints.pin(repository, root / "models", "gpt-2")
+        models = ("--name", "gpt-2", "--models_dir", root / "models")
+        with Hub(repository) as hub:
+            downloaded = run_command("omz_downloader", *models, "-o", root, HF_ENDPOINT=hub.endpoint)
+            assert downloaded.returncode == 0, downloaded.stderr
+        converted = run_command("omz_converter", *models, "-d", root, timeout=600)
+        assert converted.returncode == 0, converted.stderr
+        Converted(root / "public" / "gpt-2", downloaded.stdout, converted.stdout).keep()
+
+    return Converted.kept(once(tmp_path_factory, "full-size", make) / "public" / "gpt-2")
