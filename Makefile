@@ -35,10 +35,10 @@ run: $(VENV)/run.stamp
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 15
 
-# Kills, failing system calls, cuts and flipped bits in their full number; about an hour.
+# Kills, failing system calls, cuts, flipped bits and operator sets in their full number; about an hour.
 test-faults: $(VENV)/dev.stamp
 	OMZ_FAULTS=full $(BIN)/python -m pytest --numprocesses auto --dist worksteal \
-	    tests/test_faults_*.py tests/test_store_crashes.py tests/test_fuzz.py
+	    tests/test_faults_*.py tests/test_store_crashes.py tests/test_fuzz.py tests/test_onnx_export.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

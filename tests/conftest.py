@@ -163,12 +163,12 @@ class Converted:
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """gpt-2-mini, downloaded and converted by the commands."""
+    """gpt-2-mini, downloaded and converted by the commands; beside it the cache with what came of that."""
 
     def make(root: Path) -> None:
         downloaded = run_command("omz_downloader", "--name", "gpt-2-mini", cwd=root)
         assert downloaded.returncode == 0, downloaded.stderr
-        converted = run_command("omz_converter", "--name", "gpt-2-mini", cwd=root)
+        converted = run_command("omz_converter", "--name", "gpt-2-mini", "--cache_dir", "cache", cwd=root)
         assert converted.returncode == 0, converted.stderr
         Converted(root / "public" / "gpt-2-mini", downloaded.stdout, converted.stdout).keep()
 

@@ -1,4 +1,4 @@
-"""How far the tests of faults look: a sample of their cases, or with OMZ_FAULTS=full in the environment all."""
+"""How far tests of many cases look: at a sample of them, or with OMZ_FAULTS=full in the environment at all."""
 
 import os
 from typing import TypeVar

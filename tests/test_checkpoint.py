@@ -614,17 +614,15 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def f16(named: Weights) -> bytes:
-    """The tensors with their values as F16."""
+def tiny_weights(dtype: str, **more: np.ndarray) -> bytes:
+    """Those of the tiny model and some more, as F16 or F32."""
     header: Index = {}
     data = b""
-    for name, values in named.items():
-        header[name] = {"dtype": "F16", "shape": values.shape, "data_offsets": [len(data), len(data) + 2 * values.size]}
-        data += values.astype(np.float16).tobytes()
+    for name, values in (checkpoints.weights(checkpoints.TINY, seed=3) | more).items():
+        written = values.astype(np.float16 if dtype == "F16" else np.float32).tobytes()
+        header[name] = {"dtype": dtype, "shape": values.shape, "data_offsets": [len(data), len(data) + len(written)]}
+        data += written
     return safetensors(header, data)
-
-
-WEIGHTS = checkpoints.weights(TINY, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -637,19 +635,19 @@ WEIGHTS = checkpoints.weights(TINY, seed=3)
         (safetensors(json.dumps(GOOD).replace("second", "first").encode()), "a key stands twice"),
         (safetensors({}, b""), "holds no tensor"),
         (b"", "too short"),
-        (safetensors({"../../x": FIRST, "second": SECOND}), "'../../x' is in no place of the model"),
-        (f16(WEIGHTS), "'wte.weight' is F16, only F32"),
+        (tiny_weights("F32", **{"../../x": np.ones(1)}), "'../../x' is in no place of the model"),
+        (tiny_weights("F16"), "'wte.weight' is F16, only F32"),
     ],
     ids=["overlap", "hole", "past the end", "2**63", "twice", "nothing", "empty", "a path for a name", "F16"],
 )
 def test_a_malformed_file_fails_the_conversion_and_leaves_nothing_behind(
-    run: Command, repository: Path, tmp_path: Path, weights: bytes, said: str
+    run: Command, tiny: Path, graph_cache: Path, tmp_path: Path, weights: bytes, said: str
 ) -> None:
-    (repository / "model.safetensors").write_bytes(weights)
-    checkpoints.pin_locally(repository, tmp_path / "models", "tiny")
+    (tiny / "model.safetensors").write_bytes(weights)
+    checkpoints.pin_locally(tiny, tmp_path / "models", "tiny")
     assert run("omz_downloader", "--name", "tiny", "--models_dir", "models").returncode == 0
     before = listing(tmp_path / "public")
-    result = run("omz_converter", "--name", "tiny", "--models_dir", "models")
+    result = run("omz_converter", "--name", "tiny", "--models_dir", "models", "--cache_dir", graph_cache)
     assert result.returncode == 1
     assert result.stdout.endswith("FAILED:\ntiny\n")
     assert "Traceback" not in result.stderr

@@ -41,6 +41,12 @@ def repository(tmp_path: Path) -> Path:
     return checkpoints.write_repository(tmp_path / "repository", CONFIG, seed=5)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For what is the same however many files hold the weights: the graph."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
 def hub(repository: Path) -> Iterator[Hub]:
     with Hub(repository, repo="someone/own") as hub:
@@ -76,13 +82,15 @@ def answers(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def test_another_shape_needs_a_descriptor_alone(run: Command, hub: Hub, repository: Path, tmp_path: Path) -> None:
+def test_another_shape_needs_a_descriptor_alone(
+    run: Command, hub: Hub, repository: Path, cache: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "models" / "own" / "model.yml"
     path.parent.mkdir(parents=True)
     path.write_text(MODEL)
     done(run, "omz_pin", path, "--repo", hub.repo, HF_ENDPOINT=hub.endpoint)
     done(run, "omz_downloader", "--name", "own", "--models_dir", "models", HF_ENDPOINT=hub.endpoint)
-    done(run, "omz_converter", "--name", "own", "--models_dir", "models")
+    done(run, "omz_converter", "--name", "own", "--models_dir", "models", "--cache_dir", cache)
     found, right = answers(tmp_path / "public" / "own"), wanted(repository)
     assert found.keys() == {"ONNX", "FP16", "FP32"}
     assert found["ONNX"] == pytest.approx(right, abs=1e-4)
@@ -91,7 +99,7 @@ def test_another_shape_needs_a_descriptor_alone(run: Command, hub: Hub, reposito
 
 
 def test_weights_in_several_files_come_from_the_hub_and_stay_where_they_are(
-    run: Command, repository: Path, tmp_path: Path
+    run: Command, repository: Path, cache: Path, tmp_path: Path
 ) -> None:
     checkpoints.write_shards(repository, checkpoints.weights(CONFIG, seed=5), 3)
     path = tmp_path / "models" / "own" / "model.yml"
@@ -100,7 +108,8 @@ def test_weights_in_several_files_come_from_the_hub_and_stay_where_they_are(
     with Hub(repository, repo="someone/own") as hub:
         done(run, "omz_pin", path, "--repo", hub.repo, HF_ENDPOINT=hub.endpoint)
         done(run, "omz_downloader", "--name", "own", "--models_dir", "models", HF_ENDPOINT=hub.endpoint)
-    said = done(run, "omz_converter", "--name", "own", "--models_dir", "models", "--precisions", "FP32")
+    words = ("--name", "own", "--models_dir", "models", "--precisions", "FP32", "--cache_dir", cache)
+    said = done(run, "omz_converter", *words)
     assert "FP32: largest difference to PyTorch" in said
     folder = tmp_path / "public" / "own"
     spans: dict[str, list[tuple[int, int]]] = {}
@@ -121,10 +130,11 @@ def test_weights_in_several_files_come_from_the_hub_and_stay_where_they_are(
 
 
 def test_weights_in_several_files_are_copied_into_an_onnx_file_elsewhere(
-    run: Command, sharded: Path, tmp_path: Path
+    run: Command, sharded: Path, cache: Path, tmp_path: Path
 ) -> None:
-    done(run, "omz_downloader", "--name", "own", "--models_dir", "models")
-    done(run, "omz_converter", "--name", "own", "--models_dir", "models", "--precisions", "FP32", "-o", "out")
+    words = ("--name", "own", "--models_dir", "models")
+    done(run, "omz_downloader", *words)
+    done(run, "omz_converter", *words, "--precisions", "FP32", "-o", "out", "--verify", "off", "--cache_dir", cache)
     right = wanted(sharded)
     (tmp_path / "public").rename(tmp_path / "aside")
     found = answers(tmp_path / "out" / "public" / "own")

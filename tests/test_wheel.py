@@ -35,11 +35,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment with the wheel and what it requires, nothing else."""
     folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, with_pip=True, symlinks=True)
-    constraints = ROOT / "constraints.txt"
-    subprocess.run(
-        [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel], check=True
-    )
+    venv.create(folder, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    subprocess.run([*pip, "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel], check=True)
     return folder / "bin"
 
 
