@@ -160,9 +160,9 @@ def test_onnx_and_ir_answer_as_pytorch_does_at_shapes_the_proof_did_not_see(mini
     for shape in ((3, 5), (1, 256), (5, 1)):
         ids = draw.integers(0, 2048, shape, dtype=np.int64)
         wanted = logits(model, ids)
-        assert session.run(["output"], {"input": ids})[0] == pytest.approx(wanted, abs=1e-4)
-        assert compiled["FP32"]({"input": ids})["output"] == pytest.approx(wanted, abs=1e-4)
-        assert compiled["FP16"]({"input": ids})["output"] == pytest.approx(wanted, abs=5e-2)
+        np.testing.assert_allclose(session.run(["output"], {"input": ids})[0], wanted, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(compiled["FP32"]({"input": ids})["output"], wanted, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(compiled["FP16"]({"input": ids})["output"], wanted, rtol=0, atol=5e-2)
 
 
 def test_the_output_names_each_file_with_its_difference(mini: Converted) -> None:
@@ -201,7 +201,7 @@ def test_another_output_folder_gets_a_self_contained_onnx_file(
     wanted = logits(reference(downloaded / "gpt2"), ids)
     (tmp_path / "out" / "public" / "tiny" / "tiny.onnx").rename(tmp_path / "alone.onnx")
     got = onnxruntime.InferenceSession(tmp_path / "alone.onnx").run(None, {"input": ids})[0]
-    assert got == pytest.approx(wanted, abs=1e-5)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
     assert not list(downloaded.glob("*.onnx"))
 
 
@@ -268,7 +268,7 @@ def test_other_namings_of_the_same_weights_are_understood(seed: Path, tmp_path: 
     differences.judge([compared(read, spec, "ONNX", tmp_path / "tiny.onnx")])
     ids = np.arange(12, dtype=np.int64).reshape(2, 6)
     got = onnxruntime.InferenceSession(tmp_path / "tiny.onnx").run(None, {"input": ids})[0]
-    assert got == pytest.approx(logits(reference(seed.parent / "repository"), ids), abs=1e-5)
+    np.testing.assert_allclose(got, logits(reference(seed.parent / "repository"), ids), rtol=0, atol=1e-5)
 
 
 def test_a_checkpoint_as_transformers_writes_it_is_converted(run: Command, convert: Command, tmp_path: Path) -> None:

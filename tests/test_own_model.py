@@ -93,9 +93,9 @@ def test_another_shape_needs_a_descriptor_alone(
     done(run, "omz_converter", "--name", "own", "--models_dir", "models", "--cache_dir", cache)
     found, right = answers(tmp_path / "public" / "own"), wanted(repository)
     assert found.keys() == {"ONNX", "FP16", "FP32"}
-    assert found["ONNX"] == pytest.approx(right, abs=1e-4)
-    assert found["FP32"] == pytest.approx(right, abs=1e-4)
-    assert found["FP16"] == pytest.approx(right, abs=5e-2)
+    np.testing.assert_allclose(found["ONNX"], right, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["FP32"], right, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["FP16"], right, rtol=0, atol=5e-2)
 
 
 def test_weights_in_several_files_come_from_the_hub_and_stay_where_they_are(
@@ -126,7 +126,7 @@ def test_weights_in_several_files_come_from_the_hub_and_stay_where_they_are(
     assert sum(length for inside in spans.values() for _, length in inside) == 4 * sum(map(np.prod, shapes))
     right = wanted(repository)
     for logits in answers(folder).values():
-        assert logits == pytest.approx(right, abs=1e-4)
+        np.testing.assert_allclose(logits, right, rtol=0, atol=1e-4)
 
 
 def test_weights_in_several_files_are_copied_into_an_onnx_file_elsewhere(
@@ -140,7 +140,7 @@ def test_weights_in_several_files_are_copied_into_an_onnx_file_elsewhere(
     found = answers(tmp_path / "out" / "public" / "own")
     assert found.keys() == {"ONNX", "FP32"}
     for logits in found.values():
-        assert logits == pytest.approx(right, abs=1e-4)
+        np.testing.assert_allclose(logits, right, rtol=0, atol=1e-4)
 
 
 def change_index(folder: Path, name: str, shard: str) -> None:
