@@ -16,6 +16,9 @@ import pytest
 from filelock import FileLock
 from hub import Hub
 
+# As in the commands' own processes: threads of PyTorch that wait leave the processors to the tests beside.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 BIN = Path(sys.executable).parent
 
 # Files whose tests convert again and again. They begin first, so that at the end no processor waits for one of them.
