@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omz_tools.commands import texts
 from omz_tools.commands.arguments import Parser, positive, run
 from omz_tools.descriptors import zoo
 from omz_tools.descriptors.descriptor import PRECISIONS
 from omz_tools.errors import SelectionError, context
-from omz_tools.generation import continuing, options, places, sampling
+from omz_tools.generation import continuing, options, output, places, sampling
 from omz_tools.generation.continuing import Model, Wish
 from omz_tools.generation.places import Place
 from omz_tools.generation.sampling import Sampling
@@ -148,7 +147,7 @@ def _write(args: argparse.Namespace, wish: Wish, reporter: Reporter) -> int:
                 reporter.error(error)
                 failed = True
         if prompts:
-            texts.write(model, prompts, wish, reporter, first=not shown)
+            output.write(model, prompts, wish, reporter, first=not shown)
             shown = True
     return 1 if failed else 0
 

@@ -16,28 +16,28 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def write(model: Model, prompts: list[tuple[str, list[int]]], wish: Wish, reporter: Reporter, *, first: bool) -> None:
     """Write the continuations of prompts, each given with its token ids, computed together; and what it took."""
-    output = _Output([prompt for prompt, _ in prompts], first=first)
+    texts = _Texts([prompt for prompt, _ in prompts], first=first)
     began, arrived = time.monotonic(), None
     tokens = 0
     try:
         for step in continuing.continued(model, [ids for _, ids in prompts], wish):
-            output.take(step)
+            texts.take(step)
             tokens += 1
             arrived = arrived or time.monotonic()
     except (KeyboardInterrupt, OmzError):
-        output.cut()
+        texts.cut()
         raise
     seconds, until = time.monotonic() - began, (arrived or began) - began
     count = f"{tokens:,} token" + ("" if tokens == 1 else "s")
     lines = [f"{count}, {tokens / max(seconds, 1e-9):,.1f} tokens/s, the first after {until:.2f} s"]
-    full = Counter(output.ends.values())["context"]
+    full = Counter(texts.ends.values())["context"]
     if full:
-        texts = "the text ends" if len(prompts) == 1 else f"{full} of {len(prompts)} texts end"
-        lines.append(f"The context of {model.positions:,} tokens is full: {texts} there.")
+        which = "the text ends" if len(prompts) == 1 else f"{full} of {len(prompts)} texts end"
+        lines.append(f"The context of {model.positions:,} tokens is full: {which} there.")
     reporter.note("\n".join(lines))
 
 
-class _Output:
+class _Texts:
     """Texts on standard output: one after the other, whatever comes of the later ones meanwhile is kept."""
 
     def __init__(self, prompts: list[str], *, first: bool) -> None:
