@@ -253,7 +253,7 @@ def test_the_text_of_the_page_is_that_of_the_command_line(
     assert page.evaluate("document.activeElement.id") == "prompt"
     page.keyboard.press("Control+Enter")
     assert re.fullmatch(
-        rf"60 tokens, as long as asked for; [\d.]+ tokens/s, the first after \d+\.\d\d s; seed {DRAWN['seed']}",
+        rf"60 tokens, as long as asked for; [\d.]+ tokens/s, the first after \d+\.\d{{3}} s; seed {DRAWN['seed']}",
         ended(page),
     )
     assert shown(page) + "\n" == wanted

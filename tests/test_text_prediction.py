@@ -328,7 +328,7 @@ def test_the_text_alone_is_on_standard_output_and_what_it_took_on_standard_error
     lines = done.stderr.splitlines()
     xml = stateful.folder / "stateful" / "FP32" / "openvino_model.xml"
     assert lines[0].startswith(f"{xml} on CPU, with a key/value cache in f32; loaded in ")
-    assert re.fullmatch(rf"{30 - len(ids)} tokens, [\d.,]+ tokens/s, the first after \d+\.\d\d s", lines[1])
+    assert re.fullmatch(rf"{30 - len(ids)} tokens, [\d.,]+ tokens/s, the first after \d+\.\d{{3}} s", lines[1])
     assert lines[2:] == ["The context of 30 tokens is full: the text ends there."]
 
 

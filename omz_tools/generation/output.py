@@ -29,7 +29,7 @@ def write(model: Model, prompts: list[tuple[str, list[int]]], wish: Wish, report
         raise
     seconds, until = time.monotonic() - began, (arrived or began) - began
     count = f"{tokens:,} token" + ("" if tokens == 1 else "s")
-    lines = [f"{count}, {tokens / max(seconds, 1e-9):,.1f} tokens/s, the first after {until:.2f} s"]
+    lines = [f"{count}, {tokens / max(seconds, 1e-9):,.1f} tokens/s, the first after {until:.3f} s"]
     full = Counter(texts.ends.values())["context"]
     if full:
         which = "the text ends" if len(prompts) == 1 else f"{full} of {len(prompts)} texts end"

@@ -118,7 +118,7 @@ function take(messages) {
     if (message.kind === "failed") fail(message.error);
     if (message.kind === "ended") {
       const speed = (message.tokens / Math.max(message.seconds, 1e-9)).toFixed(message.seconds < message.tokens / 10 ? 0 : 1);
-      status(`${message.tokens} tokens, ${ENDS[message.why]}; ${speed} tokens/s, the first after ${message.first.toFixed(2)} s`);
+      status(`${message.tokens} tokens, ${ENDS[message.why]}; ${speed} tokens/s, the first after ${message.first.toFixed(3)} s`);
     }
   }
   return ["ended", "failed"].includes(messages.at(-1)?.kind);
