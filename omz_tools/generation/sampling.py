@@ -58,10 +58,11 @@ def chooser(sampling: Sampling) -> Chooser:
     Raises:
         ConversionError: a library that draws is not installed.
     """
+    np = libraries.load("numpy")
     choose = _drawing(sampling) if sampling.temperature else _greedy(sampling)
 
     def checked(logits: Any) -> Choice:
-        if not libraries.load("numpy").isfinite(logits).all():
+        if not np.isfinite(logits).all():
             raise ModelError(
                 "the model gives logits that are infinite or no numbers",
                 hint="Its weights hold such values, or are too large for this precision.",
@@ -90,25 +91,24 @@ def _drawing(sampling: Sampling) -> Chooser:
     if sampling.top_k:
         warpers.append(process.TopKLogitsWarper(sampling.top_k))
     generator = torch.Generator().manual_seed(sampling.seed)
-    # Between two calls torch's threads wait in a loop for more, on the processors that the model is computed with.
-    torch.set_num_threads(1)
 
     def choose(logits: Any) -> Choice:
         scores = warpers(None, torch.from_numpy(logits)[None])
-        odds = (_nucleus(scores, sampling.top_p) if sampling.top_p < 1 else scores).softmax(dim=-1)
+        if sampling.top_p < 1:
+            scores = _nucleus(scores, sampling.top_p, process.TopPLogitsWarper)
+        odds = scores.softmax(dim=-1)
         token = int(torch.multinomial(odds, 1, generator=generator))
         return _told(token, odds[0].numpy(), sampling.alternatives) if sampling.alternatives else Choice(token)
 
     return choose
 
 
-def _nucleus(scores: Any, top_p: float) -> Any:
-    """Top p of scores f32 [1, vocabulary]; those of the others become minus infinity.
+def _nucleus(scores: Any, top_p: float, warper: Callable[[float], Any]) -> Any:
+    """Top p of scores f32 [1, vocabulary], by transformers' `warper`; those of the others become minus infinity.
 
     All tokens that have less than their share of what top p leaves out are left out, and need not be sorted, which
     takes most of the time. Top p of all are top p / m of the rest, if m is how probable that is.
     """
-    warper = libraries.load("transformers.generation.logits_process").TopPLogitsWarper
     odds = scores.softmax(dim=-1)
     near = odds >= (1 - top_p) / odds.shape[-1] / 2  # half of the share: odds are rounded numbers
     if near.sum() > odds.shape[-1] / 2:  # then to take them out and back costs more than it saves
